@@ -1,0 +1,2 @@
+// Package templates holds postroom's email templates and renders them.
+package templates
