@@ -1,0 +1,14 @@
+// Package engine is asynq as postroom runs it: the servers, and the go-redis
+// hook they run through.
+//
+// asynq is not forked; everything is done at its seam, the
+// redis.UniversalClient handed to asynq.NewServerFromRedisClient.
+//
+// The hook mends what asynq 0.26 does to a Redis that is away:
+//
+//   - asynq retries a failed acknowledgement with the context it cancelled a
+//     moment before, so go-redis refuses it and the job runs again a minute
+//     later although it succeeded. The hook gives such a command a live context.
+//   - asynq fetches again at once after an error, thousands of times a second.
+//     The hook makes scripts that fail wait, longer each time.
+package engine
