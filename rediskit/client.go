@@ -1,0 +1,125 @@
+package rediskit
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// pingTimeout bounds Open and Health when the caller's context has no deadline.
+const pingTimeout = 10 * time.Second
+
+// Client is a pool of connections for commands, and the maker of further
+// clients with the same settings. It is safe for concurrent use.
+type Client struct {
+	redis.UniversalClient
+
+	cfg    Config
+	tlsCfg *tls.Config
+
+	mu        sync.Mutex // owns dedicated and closed
+	dedicated []redis.UniversalClient
+	closed    bool
+}
+
+// Open connects to Redis and waits for the answer to a PING, at most until ctx
+// ends or 10 s. Its error is a *[ConnError] once a connection was tried. It
+// also ends go-redis's habit of printing to standard error: see [LogTo].
+func Open(ctx context.Context, cfg Config) (*Client, error) {
+	quiet()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	tlsCfg, err := cfg.tlsConfig()
+	if err != nil {
+		return nil, fmt.Errorf("open redis: %w", err)
+	}
+	c := &Client{cfg: cfg, tlsCfg: tlsCfg}
+	c.UniversalClient = redis.NewUniversalClient(cfg.options(tlsCfg))
+	if err := c.Health(ctx); err != nil {
+		_ = c.Close() // the PING's error says more
+		return nil, err
+	}
+	return c, nil
+}
+
+// Config returns the settings c was opened with.
+func (c *Client) Config() Config { return c.cfg }
+
+// Dedicated returns a further client with the same settings but its own
+// connections and hooks, so that a blocked subscriber or a busy fetch loop
+// never starves the others. name is shown by CLIENT LIST after the configured
+// client name. [Client.Close] closes it; closing it earlier is allowed.
+func (c *Client) Dedicated(name string) redis.UniversalClient {
+	cfg := c.cfg
+	if cfg.ClientName != "" && name != "" {
+		name = cfg.ClientName + ":" + name
+	}
+	if name != "" {
+		cfg.ClientName = name
+	}
+	further := redis.NewUniversalClient(cfg.options(c.tlsCfg))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		_ = further.Close() // its commands then say that the client is closed
+	} else {
+		c.dedicated = append(c.dedicated, further)
+	}
+	return further
+}
+
+// ConnOpt satisfies the RedisConnOpt interface of asynq and asynqmon, which
+// close the clients they ask for: each call of MakeRedisClient returns a new
+// [Client.Dedicated] client, so that they never close a shared one.
+type ConnOpt struct {
+	client *Client
+	name   string
+}
+
+// ConnOpt returns an option whose clients carry name.
+func (c *Client) ConnOpt(name string) ConnOpt { return ConnOpt{client: c, name: name} }
+
+// MakeRedisClient returns a new redis.UniversalClient.
+func (o ConnOpt) MakeRedisClient() any { return o.client.Dedicated(o.name) }
+
+// Health asks for a PING, for at most 10 s or until ctx ends. Its error is a
+// *[ConnError].
+func (c *Client) Health(ctx context.Context) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, pingTimeout)
+		defer cancel()
+	}
+	if err := c.Ping(ctx).Err(); err != nil {
+		return c.cfg.explain(err)
+	}
+	return nil
+}
+
+// Close closes c and every dedicated client. A second call does nothing.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	var errs []error
+	for _, d := range append(c.dedicated, c.UniversalClient) {
+		if err := d.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
+			errs = append(errs, fmt.Errorf("close redis client: %w", err))
+		}
+	}
+	c.dedicated = nil
+	return errors.Join(errs...)
+}
+
+// Format prints the target without secrets for every verb.
+func (c *Client) Format(w fmt.State, _ rune) { _, _ = io.WriteString(w, "redis "+c.cfg.String()) }
