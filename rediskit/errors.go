@@ -53,7 +53,7 @@ func (c Config) diagnose(err error) (reason, hint string) {
 	if reason, hint = c.diagnoseReply(err); reason != "" {
 		return reason, hint
 	}
-	var hintDown = hintAddr + ", and that the server is running there"
+	hintDown := hintAddr + ", and that the server is running there"
 	if c.Master != "" {
 		hintDown = "check REDIS_SENTINELS and REDIS_MASTER_NAME, and that the sentinels are running"
 		if strings.Contains(err.Error(), "redis: nil") {
@@ -76,8 +76,10 @@ func (c Config) diagnose(err error) (reason, hint string) {
 		return "cancelled before the server answered", "nothing to set: the program was asked to stop"
 	case isTimeout(err):
 		hint = hintAddr + ", and that no firewall drops the connection"
-		if !c.TLS {
-			hint += "; a server that speaks TLS only also stays silent: rediss:// or REDIS_TLS=true"
+		if c.TLS {
+			hint += "; a server without TLS on that port also stays silent: redis:// or REDIS_TLS=false"
+		} else {
+			hint += "; a server with TLS only also stays silent: rediss:// or REDIS_TLS=true"
 		}
 		return "no answer in time", hint
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.ErrUnexpectedEOF):
@@ -127,7 +129,6 @@ func (c Config) diagnoseReply(err error) (reason, hint string) {
 	text := reply.Error()
 	for _, known := range []struct{ sign, reason, hint string }{
 		{"WRONGPASS", "wrong user name or password (WRONGPASS), or the user is disabled", hintLogin},
-		{"without any password configured", "a password was sent, but the server has none", "remove REDIS_PASSWORD, or set the server's requirepass"},
 		{"invalid password", "wrong password", hintLogin},
 		{"NOAUTH", "the server wants a password (NOAUTH)", "set REDIS_PASSWORD (and REDIS_USERNAME for an ACL user), or put them into REDIS_URL"},
 		{"NOPERM", "the user may not run this command (NOPERM)", "grant the ACL user +ping and what it needs; ACL LOG on the server shows what was refused"},
