@@ -1,0 +1,198 @@
+package tasks
+
+import (
+	"errors"
+	"fmt"
+	"mime"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+var (
+	templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+	localeTag    = regexp.MustCompile(`^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$`)
+)
+
+// A ValidationError says what is wrong with one field of a job or one option.
+// Its text never holds the value, which may be about a patient.
+type ValidationError struct {
+	// Field is the name in the payload, such as to or attachments[0].name, or
+	// of the option, such as max_retry.
+	Field string
+	// Problem says what is wrong and what is accepted.
+	Problem string
+}
+
+// Error returns field and problem.
+func (e *ValidationError) Error() string { return e.Field + ": " + e.Problem }
+
+// Permanent reports true: the same job would be refused again.
+func (e *ValidationError) Permanent() bool { return true }
+
+// problems collects what is wrong with a job.
+type problems []error
+
+func (p *problems) add(field, format string, args ...any) {
+	*p = append(*p, &ValidationError{Field: field, Problem: fmt.Sprintf(format, args...)})
+}
+
+// Validate reports everything that is wrong with e, as *ValidationError values
+// joined into one error. A producer refuses what a worker would refuse; what
+// only a worker can know (whether a template exists and its data fits) is not
+// checked here.
+func (e Email) Validate() error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	for i, a := range e.Attachments {
+		if i == 0 {
+			e.Attachments = slices.Clone(e.Attachments)
+		}
+		a.Content = nil
+		e.Attachments[i] = a
+	}
+	_, err := e.encode()
+	return err
+}
+
+// check is Validate without the checks that need the encoded job.
+func (e Email) check() error {
+	var p problems
+	p.address("to", e.To)
+	if e.From != "" {
+		p.address("from", e.From)
+	}
+	if e.ReplyTo != "" {
+		p.address("reply_to", e.ReplyTo)
+	}
+	p.content(e)
+	p.attachments(e.Attachments)
+	p.headers(e.Headers)
+	p.unsubscribe(e)
+	if len(e.Tags) > MaxTags {
+		p.add("tags", "has %d, the limit is %d", len(e.Tags), MaxTags)
+	}
+	for i, tag := range e.Tags {
+		field := fmt.Sprintf("tags[%d]", i)
+		if strings.TrimSpace(tag) == "" {
+			p.add(field, "is empty")
+		}
+		p.headerText(field, tag, 64)
+	}
+	if !e.Class.known() {
+		p.add("class", "must be %s, %s, %s or %s", ClassOTP, ClassClinical, ClassTransactional, ClassBulk)
+	}
+	if e.V < 0 || e.V > Version {
+		p.add("v", "must be left out, or at most %d", Version)
+	}
+	return errors.Join(p...)
+}
+
+func (p *problems) content(e Email) {
+	switch hasText := e.Body != "" || e.HTML != ""; {
+	case e.Template != "" && hasText:
+		p.add("template", "cannot be combined with body or html: give one or the other")
+	case e.Template == "" && !hasText:
+		p.add("body", "is missing: give a template, or a body or html")
+	}
+	if e.Template == "" {
+		if strings.TrimSpace(e.Subject) == "" {
+			p.add("subject", "is required without a template")
+		}
+	} else if !templateName.MatchString(e.Template) {
+		p.add("template", "must be lower-case letters, digits, - and _, at most 64, and begin with a letter or digit")
+	}
+	p.headerText("subject", e.Subject, 998)
+	if e.Locale != "" && (len(e.Locale) > 35 || !localeTag.MatchString(e.Locale)) {
+		p.add("locale", "must be a language tag such as en or pt-BR, at most 35 characters")
+	}
+	if !utf8.ValidString(e.Body) {
+		p.add("body", "is not valid UTF-8")
+	}
+	if !utf8.ValidString(e.HTML) {
+		p.add("html", "is not valid UTF-8")
+	}
+}
+
+func (p *problems) attachments(attachments []Attachment) {
+	if len(attachments) > MaxAttachments {
+		p.add("attachments", "has %d files, the limit is %d", len(attachments), MaxAttachments)
+	}
+	total := 0
+	for i, a := range attachments {
+		total += len(a.Content)
+		name := fmt.Sprintf("attachments[%d].name", i)
+		switch {
+		case strings.TrimSpace(a.Name) == "":
+			p.add(name, "is required")
+		case strings.ContainsAny(a.Name, `/\`), a.Name == ".", a.Name == "..":
+			p.add(name, "must be a file name without a directory")
+		}
+		p.headerText(name, a.Name, 255)
+		if a.ContentType == "" {
+			continue
+		}
+		contentType := fmt.Sprintf("attachments[%d].content_type", i)
+		p.headerText(contentType, a.ContentType, 255)
+		media, _, err := mime.ParseMediaType(a.ContentType)
+		switch {
+		case err != nil || !strings.Contains(media, "/"):
+			p.add(contentType, "must be a media type such as application/pdf")
+		case strings.HasPrefix(media, "multipart/"), strings.HasPrefix(media, "message/"):
+			p.add(contentType, "must not be multipart or message: attach the file itself")
+		}
+	}
+	if total > MaxAttachmentBytes {
+		p.add("attachments", "have %d bytes together, the limit is %d", total, MaxAttachmentBytes)
+	}
+}
+
+func (p *problems) unsubscribe(e Email) {
+	const field = "list_unsubscribe"
+	if e.ListUnsubscribe == "" {
+		if e.Class.Policy().Unsubscribe == UnsubscribeRequired {
+			p.add(field, "is required for class %s", e.Class)
+		}
+		return
+	}
+	if e.Class.Policy().Unsubscribe == UnsubscribeRefused {
+		p.add(field, "is refused for class %s: nobody can unsubscribe from it", e.Class)
+	}
+	p.headerText(field, e.ListUnsubscribe, 998)
+	seen := map[string]bool{}
+	for item := range strings.SplitSeq(e.ListUnsubscribe, ",") {
+		u, err := url.Parse(strings.TrimSpace(item))
+		valid := err == nil && !strings.ContainsAny(item, "<>\"") && !seen[u.Scheme] &&
+			(u.Scheme == "https" && plausibleHost(u.Hostname()) && u.User == nil ||
+				u.Scheme == "mailto" && addressProblem(u.Opaque) == "" && !strings.ContainsAny(u.Opaque, " <"))
+		if !valid {
+			p.add(field, "must be one https URL, one mailto URL, or both with a comma between them, without angle brackets")
+			return
+		}
+		seen[u.Scheme] = true
+	}
+}
+
+// headerText checks a value that ends in a header: valid UTF-8 of at most limit
+// octets in which no character can end the line.
+func (p *problems) headerText(field, value string, limit int) {
+	switch {
+	case !utf8.ValidString(value):
+		p.add(field, "is not valid UTF-8")
+	case strings.ContainsFunc(value, isControl):
+		p.add(field, "must not contain control characters or line breaks")
+	}
+	if len(value) > limit {
+		p.add(field, "has %d bytes, the limit is %d", len(value), limit)
+	}
+}
+
+// isControl reports control characters (C0, DEL, C1) and the two separators of
+// Unicode that some software treats as the end of a line.
+func isControl(r rune) bool {
+	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
+}
