@@ -129,7 +129,7 @@ local first = tonumber(h[7] or now)
 local function answer(verdict) return {verdict, attempts, starts, h[4] or '', age, h[6] or '', now - first} end
 
 if state == 'sent' then return answer('sent') end
-if redis.call('HGET', KEYS[1], 'token') == ARGV[2] then return answer('go') end
+if redis.call('HGET', KEYS[1], 'token') == ARGV[2] then starts = starts - 1 return answer('go') end
 if state == 'sending' and ARGV[7] ~= '1' then return answer('doubt') end
 if starts >= tonumber(ARGV[4]) then return answer('poison') end
 if starts >= tonumber(ARGV[5]) and ARGV[3] ~= '1' then return answer('isolate') end
