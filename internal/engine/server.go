@@ -121,4 +121,3 @@ func (l logger) Error(args ...any) { l.log.Warn().Msg(fmt.Sprint(args...)) }
 
 // Fatal must end the process by asynq's contract; asynq 0.26 never calls it.
 func (l logger) Fatal(args ...any) { l.log.Fatal().Msg(fmt.Sprint(args...)) }
-
