@@ -62,9 +62,9 @@ func addressProblem(text string) string {
 	switch {
 	case err != nil:
 		return "must be one address such as ada@example.com or Ada Lovelace <ada@example.com>; a name with special characters needs double quotes"
-	case parsed.Address != spec:
-		// A comment, a group, a route, a quoted local part, white space.
-		return "must be a plain address, without comments, groups or quotes before the @"
+	case parsed.Address != spec, hasComment(text):
+		// Also a group, a route, a quoted local part, white space.
+		return "must be a plain address, without comments, groups or quotes before the @; a name with parentheses needs double quotes"
 	case strings.ContainsFunc(parsed.Name, isControl), !utf8.ValidString(parsed.Name):
 		// They can hide in an encoded word (RFC 2047).
 		return "has a name with control characters"
@@ -72,6 +72,22 @@ func addressProblem(text string) string {
 		return "has a name of more than 128 characters"
 	}
 	return ""
+}
+
+// hasComment reports a parenthesis outside of double quotes.
+func hasComment(text string) bool {
+	quoted := false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '"':
+			quoted = !quoted
+		case c == '\\' && quoted:
+			i++
+		case !quoted && (c == '(' || c == ')'):
+			return true
+		}
+	}
+	return false
 }
 
 // plausibleHost reports whether host can be a DNS name, also an international

@@ -109,25 +109,23 @@ func DecodeEmail(payload []byte) (Email, error) {
 	if len(payload) > limit {
 		return Email{}, &DecodeError{fmt.Errorf("payload has %d bytes, the limit is %d", len(payload), limit)}
 	}
-	// The version comes first: a newer payload may not fit the type at all, and
-	// "deploy newer workers" is the answer then, not "bad JSON".
-	var head struct {
-		V *int `json:"v"`
-	}
-	if err := json.Unmarshal(payload, &head); err != nil {
-		return Email{}, &DecodeError{safeJSONError(err)}
-	}
-	switch {
-	case head.V == nil || *head.V < 1:
-		return Email{}, &DecodeError{errors.New("payload has no version: v must be 1 or more")}
-	case *head.V > Version:
-		return Email{}, &DecodeError{fmt.Errorf("payload has version %d, this worker reads up to %d: deploy newer workers before newer producers", *head.V, Version)}
-	}
 	var email Email
 	dec := json.NewDecoder(bytes.NewReader(payload))
 	dec.UseNumber()
-	if err := dec.Decode(&email); err != nil {
+	err := dec.Decode(&email)
+	// The version is judged first, also after an error: a newer payload may not
+	// fit the type, and the answer is then not "bad JSON".
+	if email.V > Version {
+		return Email{}, &DecodeError{fmt.Errorf("payload has version %d, this worker reads up to %d: deploy newer workers before newer producers", email.V, Version)}
+	}
+	if err != nil {
 		return Email{}, &DecodeError{safeJSONError(err)}
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Email{}, &DecodeError{errors.New("payload goes on after the JSON object")}
+	}
+	if email.V < 1 {
+		return Email{}, &DecodeError{errors.New("payload has no version: v must be 1 or more")}
 	}
 	for key, value := range email.Data {
 		email.Data[key] = plainNumbers(value)

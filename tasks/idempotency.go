@@ -30,8 +30,8 @@ func (r record) duplicate() Receipt {
 	return Receipt{ID: r.ID, Queue: r.Queue, State: r.State, EnqueuedAt: r.EnqueuedAt, ProcessAt: r.ProcessAt, Duplicate: true}
 }
 
-// recordKey returns the Redis key of an idempotency key. The parts before the
-// hash cannot contain a hash, so that two scopes never meet.
+// recordKey returns the Redis key of an idempotency key. Two scopes never meet: a
+// namespace has no colon, and what follows the service has a fixed form.
 func (p *Producer) recordKey(key string) string {
 	return fmt.Sprintf("postroom:idempotency:{%s:%s:%s:%s}", p.namespace, p.service, TypeEmail, hashKey(key))
 }

@@ -53,9 +53,7 @@ func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts .
 		serve := func() {
 			for c := range work {
 				var r Result
-				if r.Err = ctx.Err(); r.Err == nil {
-					r.Receipt, r.Err = p.SendEmail(ctx, c.item.Email, slices.Concat(opts, c.item.Options)...)
-				}
+				r.Receipt, r.Err = p.SendEmail(ctx, c.item.Email, slices.Concat(opts, c.item.Options)...)
 				c.done <- r
 			}
 		}

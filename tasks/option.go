@@ -1,11 +1,8 @@
 package tasks
 
 import (
-	"fmt"
 	"regexp"
-	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // Defaults of a job, for what its class does not set.
@@ -215,9 +212,9 @@ func makePlan(opts []Option, class Class, namespace string, now time.Time) (plan
 	if !queueName.MatchString(p.queue) && len(o.problems) == 0 {
 		o.problems.add("queue", "has more than 63 characters with the namespace in front")
 	}
-	if at := o.at; !at.IsZero() && at.After(now) {
-		o.problems.duration("at", at.Sub(now), 0)
-		p.processAt = at
+	if o.at.After(now) {
+		o.problems.duration("at", o.at.Sub(now), 0)
+		p.processAt = o.at.UTC().Round(0)
 	} else if o.delay > 0 {
 		p.processAt = now.Add(o.delay)
 	}
@@ -226,18 +223,10 @@ func makePlan(opts []Option, class Class, namespace string, now time.Time) (plan
 		if !o.deadline.After(p.processAt) {
 			o.problems.add("deadline", "must be later than now and than the time at which the job may run: it would be dropped unsent")
 		}
-		o.problems.duration("deadline", o.deadline.Sub(now), time.Duration(-1<<63))
+		o.problems.duration("deadline", max(0, o.deadline.Sub(now)), 0)
 		p.expiresAt = o.deadline
 	case policy.Expiry > 0:
 		p.expiresAt = p.processAt.Add(policy.Expiry)
 	}
 	return p, o.problems
-}
-
-// validService says what keeps name from being a service's name, or returns "".
-func validService(name string) string {
-	if strings.TrimSpace(name) == "" || len(name) > 64 || !utf8.ValidString(name) || strings.ContainsFunc(name, isControl) {
-		return fmt.Sprintf("must have 1 to %d bytes without control characters", 64)
-	}
-	return ""
 }

@@ -106,9 +106,7 @@ func NewProducer(rdb redis.UniversalClient, opts ...ProducerOption) (*Producer, 
 	if p.namespace != "" && !namespaceName.MatchString(p.namespace) {
 		bad.add("namespace", "must be lower-case letters, digits, - and _, begin with a letter, and have at most 31 characters")
 	}
-	if problem := validService(p.service); p.service != "" && problem != "" {
-		bad.add("service", "%s", problem)
-	}
+	bad.headerText("service", p.service, 64)
 	if err := errors.Join(bad...); err != nil {
 		return nil, fmt.Errorf("create producer: %w", err)
 	}
@@ -119,7 +117,10 @@ func NewProducer(rdb redis.UniversalClient, opts ...ProducerOption) (*Producer, 
 // as *ValidationError values, all at once, before Redis is asked. After an error
 // the job was not accepted, unless the error wraps ErrUnconfirmed.
 func (p *Producer) SendEmail(ctx context.Context, email Email, opts ...Option) (Receipt, error) {
-	plan, bad := makePlan(opts, email.Class, p.namespace, p.now())
+	if err := ctx.Err(); err != nil {
+		return Receipt{}, fmt.Errorf("enqueue email: %w", err)
+	}
+	plan, bad := makePlan(opts, email.Class, p.namespace, p.now().UTC().Round(0))
 	if err := errors.Join(append(bad, email.check())...); err != nil {
 		return Receipt{}, fmt.Errorf("validate email: %w", err)
 	}
