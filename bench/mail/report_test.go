@@ -1,0 +1,56 @@
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
+	"testing"
+	"time"
+)
+
+func TestSpreadOf_MedianAndEnds(t *testing.T) {
+	t.Parallel()
+	rounds := []measurement{{mails: 5}, {mails: 1}, {mails: 9}, {mails: 2}}
+	mails := func(m measurement) float64 { return float64(m.mails) }
+	if got, want := spreadOf(rounds, mails), (spread{Median: 3.5, Min: 1, Max: 9}); got != want {
+		t.Errorf("four rounds: %+v, want %+v", got, want)
+	}
+	if got, want := spreadOf(rounds[:3], mails), (spread{Median: 5, Min: 1, Max: 9}); got != want {
+		t.Errorf("three rounds: %+v, want %+v", got, want)
+	}
+}
+
+func TestMeasurement_RateAndCPU(t *testing.T) {
+	t.Parallel()
+	m := measurement{mails: 2001, span: 500 * time.Millisecond}
+	if got := m.rate(); got != 4000 {
+		t.Errorf("rate %v, want 4000: 2,000 intervals in half a second", got)
+	}
+	if got := (measurement{mails: 2000}).per1000(3 * time.Second); got != 1.5 {
+		t.Errorf("CPU %v s per 1,000, want 1.5", got)
+	}
+}
+
+func TestPlot_IsWellFormed(t *testing.T) {
+	t.Parallel()
+	figures := spread{2, 1, 3}
+	rows := []row{{Name: "a", Rate: figures, Worker: figures}, {Name: "b", Rate: figures, Worker: figures}}
+	svg := plot(rows)
+	bars := 0
+	for dec := xml.NewDecoder(bytes.NewReader(svg)); ; {
+		token, err := dec.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, svg)
+		}
+		if start, ok := token.(xml.StartElement); ok && start.Name.Local == "rect" {
+			bars++
+		}
+	}
+	if bars != 4 {
+		t.Errorf("%d bars, want one for each system in each of two charts", bars)
+	}
+}
