@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
+	"strings"
 )
 
 // TypeEmail is the asynq type of an email job.
@@ -56,8 +56,8 @@ type Email struct {
 	// Locale is a BCP 47 tag which chooses the template's language.
 	Locale string `json:"locale,omitempty"`
 	// Data fills the template. It must be expressible in JSON. DecodeEmail
-	// returns whole numbers as int64, other numbers as float64, and those that
-	// fit neither as json.Number.
+	// returns whole numbers as int64, fractions as float64, and what fits
+	// neither as json.Number.
 	Data map[string]any `json:"data,omitempty"`
 	// Attachments travel with the job: at most 10, together 10 MiB.
 	Attachments []Attachment `json:"attachments,omitempty"`
@@ -169,11 +169,10 @@ func plainNumbers(value any) any {
 		if n, err := value.Int64(); err == nil {
 			return n
 		}
-		f, err := value.Float64()
-		if err != nil || strconv.FormatFloat(f, 'f', -1, 64) != string(value) {
-			return value
+		if f, err := value.Float64(); err == nil && strings.ContainsAny(string(value), ".eE") {
+			return f
 		}
-		return f
+		return value
 	case map[string]any:
 		for key, inner := range value {
 			value[key] = plainNumbers(inner)
