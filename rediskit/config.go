@@ -102,7 +102,8 @@ type Config struct {
 //	unix://user:password@/path/to.sock?db=0
 //
 // User name and password are percent-decoded and both kept. A password alone is
-// written redis://:password@host. Errors never repeat the URL: it may hold a
+// written redis://:password@host; a user name alone is accepted here, so that
+// the password can come from elsewhere. Errors never repeat the URL: it may hold a
 // password in a place where none is expected.
 func ParseURL(raw string) (Config, error) {
 	scheme, _, ok := strings.Cut(raw, "://")
@@ -124,8 +125,8 @@ func ParseURL(raw string) (Config, error) {
 	query := u.Query()
 	db := query.Get("db")
 	query.Del("db")
-	for name := range query {
-		return Config{}, fmt.Errorf("parse Redis URL: unknown parameter %q: only db is accepted", name)
+	if len(query) > 0 {
+		return Config{}, errors.New("parse Redis URL: unknown parameter after the ?: only db is accepted")
 	}
 	if scheme == "unix" {
 		if u.Host != "" || u.Path == "" || u.Path == "/" {
@@ -153,12 +154,22 @@ func ParseURL(raw string) (Config, error) {
 			return Config{}, errors.New("parse Redis URL: the database (after the host) must be a number: redis://host:6379/0")
 		}
 	}
-	return cfg, cfg.Validate()
+	return cfg, cfg.validateTarget()
 }
 
 // Validate reports every problem of c at once. It reads no file and dials
 // nothing.
 func (c Config) Validate() error {
+	err := c.validateTarget()
+	if c.Username != "" && c.Password == "" {
+		// go-redis would drop the user and log in as "default".
+		err = errors.Join(err, errors.New("redis config: a user name without a password"))
+	}
+	return err
+}
+
+// validateTarget leaves out what another source than the URL may still add.
+func (c Config) validateTarget() error {
 	var errs []error
 	bad := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf("redis config: "+format, args...))
@@ -192,9 +203,6 @@ func (c Config) Validate() error {
 	}
 	if c.Cluster && c.DB != 0 {
 		bad("database %d: a cluster has only database 0", c.DB)
-	}
-	if c.Username != "" && c.Password == "" && c.CertFile == "" {
-		bad("a user name without a password")
 	}
 	if !c.TLS && (c.CAFile != "" || c.CertFile != "" || c.KeyFile != "" || c.ServerName != "") {
 		bad("certificate settings without TLS: use rediss:// or turn TLS on")
