@@ -1,8 +1,11 @@
 package templates
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // ErrUnknownTemplate is returned by [Set.Render] and [Set.Check] for a name no
@@ -17,14 +20,7 @@ func (unknownTemplateError) Permanent() bool { return true }
 
 func unknownTemplate(name string) error {
 	// The name comes from a job: quoted and cut, it can neither break a log line nor fill it.
-	return fmt.Errorf("find template %s: %w", strconv.QuoteToASCII(clip(name, 64)), ErrUnknownTemplate)
-}
-
-func clip(s string, n int) string {
-	if len(s) > n {
-		return s[:n] + "..."
-	}
-	return s
+	return fmt.Errorf("find template %.66s: %w", strconv.QuoteToASCII(name), ErrUnknownTemplate)
 }
 
 // DataError says that the data of a job cannot be rendered. It names the
@@ -45,3 +41,37 @@ func (e *DataError) Error() string {
 
 // Permanent is true: the same data fails again however often it is tried.
 func (e *DataError) Permanent() bool { return true }
+
+// LoadError lists everything that is wrong with a directory of templates.
+type LoadError struct {
+	Problems []Problem // sorted by file and line
+}
+
+// Problem is one fault of one file.
+type Problem struct {
+	File string // as the user would open it; "builtin/…" for the embedded ones
+	Line int    // from 1
+	Text string
+}
+
+func (p Problem) String() string { return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Text) }
+
+func (e *LoadError) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = p.String()
+	}
+	return "load templates:\n\t" + strings.Join(lines, "\n\t")
+}
+
+// newLoadError returns nil if there are no problems. A fault of a shared file
+// is found once per template that uses it, and said once.
+func newLoadError(problems []Problem) error {
+	if len(problems) == 0 {
+		return nil
+	}
+	slices.SortFunc(problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Text, b.Text))
+	})
+	return &LoadError{Problems: slices.Compact(problems)}
+}

@@ -1,0 +1,148 @@
+package templates
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// maxPart is the most one part of a mail may render to, in bytes. A job of
+// 1 MiB of data must not become a mail of gigabytes by way of a {{range}}.
+const maxPart = 512 << 10
+
+var errTooLarge = errors.New("the part is too large")
+
+// workspace is what one Render needs and the next can use again.
+type workspace struct {
+	buf  bytes.Buffer
+	root map[string]any
+}
+
+// Write keeps the output within maxPart.
+func (w *workspace) Write(p []byte) (int, error) {
+	if w.buf.Len()+len(p) > maxPart {
+		return 0, errTooLarge
+	}
+	return w.buf.Write(p)
+}
+
+var workspaces = sync.Pool{New: func() any { return &workspace{root: map[string]any{}} }}
+
+// executor is what text/template and html/template have in common.
+type executor interface {
+	Execute(w io.Writer, data any) error
+}
+
+// render executes a checked template with validated data.
+func (v *variant) render(t *mailTemplate, data map[string]any) (Message, error) {
+	for _, field := range v.inSubject {
+		if hasLineBreak(data[field]) {
+			return Message{}, &DataError{t.name, field, "must be one line, because the subject shows it"}
+		}
+	}
+	w := workspaces.Get().(*workspace) //nolint:forcetypeassert // the only type in the pool
+	defer func() {
+		clear(w.root) // a patient's data does not wait in a pool
+		w.buf.Reset()
+		workspaces.Put(w)
+	}()
+	t.shape.fill(w.root, data)
+
+	m := Message{Locale: v.lang}
+	subject, err := w.run(v.subject)
+	if err != nil {
+		return Message{}, renderError(t.name, err)
+	}
+	m.Subject = strings.Join(strings.Fields(string(subject)), " ")
+	switch {
+	case m.Subject == "":
+		return Message{}, &DataError{t.name, "", "the subject is empty with this data"}
+	case bytes.ContainsAny(bytes.TrimSpace(subject), "\r\n"):
+		return Message{}, &DataError{t.name, "", "the subject has a line break with this data"}
+	}
+
+	text, err := w.run(v.text)
+	if err != nil {
+		return Message{}, renderError(t.name, err)
+	}
+	m.Text = string(bytes.TrimRight(text, " \n")) + "\n"
+
+	html, err := w.run(v.html)
+	if err != nil {
+		return Message{}, renderError(t.name, err)
+	}
+	if bytes.Contains(html, []byte("ZgotmplZ")) {
+		return Message{}, &DataError{t.name, refused(w.root), "is not safe where the template uses it; links must be http or https"}
+	}
+	m.HTML = string(html)
+	return m, nil
+}
+
+// run returns bytes that are valid until the next run.
+func (w *workspace) run(e executor) ([]byte, error) {
+	w.buf.Reset()
+	if err := e.Execute(w, w.root); err != nil {
+		return nil, err
+	}
+	return w.buf.Bytes(), nil
+}
+
+func hasLineBreak(v any) bool {
+	switch v := v.(type) {
+	case string:
+		return checkLine(v) != nil
+	case []any:
+		return slices.ContainsFunc(v, hasLineBreak)
+	case map[string]any:
+		for _, e := range v {
+			if hasLineBreak(e) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// refused names the first field html/template's rules for addresses refuse.
+func refused(data map[string]any) string {
+	for _, name := range slices.Sorted(maps.Keys(data)) {
+		s, _ := data[name].(string)
+		scheme, _, found := strings.Cut(s, ":")
+		if found && !strings.Contains(scheme, "/") && !slices.Contains([]string{"http", "https", "mailto"}, strings.ToLower(scheme)) ||
+			strings.Contains(s, "ZgotmplZ") {
+			return name
+		}
+	}
+	return ""
+}
+
+var (
+	execError    = regexp.MustCompile(`^template: ([^:]+:\d+):\d+: executing .*? at <(.*?)>: `)
+	fieldInError = regexp.MustCompile(`\.([A-Za-z_][A-Za-z0-9_]*)`)
+)
+
+// renderError makes a *DataError of an execution error. Of the error's text it
+// keeps the position and the field the template names there, both of which
+// are the template's own; the rest may quote a value.
+func renderError(template string, err error) error {
+	if errors.Is(err, errTooLarge) {
+		return &DataError{template, "", fmt.Sprintf("a part would be larger than %d bytes", maxPart)}
+	}
+	e := &DataError{Template: template, Problem: "cannot be rendered"}
+	if m := execError.FindStringSubmatch(err.Error()); m != nil {
+		e.Problem = "cannot be rendered by " + m[1]
+		if f := fieldInError.FindStringSubmatch(m[2]); f != nil {
+			e.Field = f[1]
+		}
+	}
+	if own, ok := errors.AsType[valueError](err); ok {
+		e.Problem = own.Error()
+	}
+	return e
+}
