@@ -82,11 +82,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 
 	for round := range o.rounds + 1 {
 		for _, s := range b.systems {
-			jobs := s.jobs
-			if round == 0 {
-				jobs = max(1, s.jobs/4)
-			}
-			m, err := b.round(ctx, s, round, jobs)
+			m, err := b.round(ctx, s, round, s.jobs)
 			if err != nil {
 				return fmt.Errorf("%s, round %d: %w", s.name, round, err)
 			}
