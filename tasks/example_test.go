@@ -1,0 +1,120 @@
+package tasks_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/medicalink/postroom/tasks"
+)
+
+// connect stands for rediskit.Open.
+func connect() *redis.Client {
+	return redis.NewClient(&redis.Options{Addr: os.Getenv("EXAMPLE_REDIS_ADDR"), ContextTimeoutEnabled: true})
+}
+
+func ExampleProducer_SendEmail() {
+	ctx := context.Background()
+	rdb := connect()
+	defer rdb.Close()
+
+	producer, err := tasks.NewProducer(rdb, tasks.FromService("accounts-service"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	receipt, err := producer.SendEmail(ctx, tasks.Email{
+		To:       "Ada Lovelace <ada@example.com>",
+		Template: "welcome",
+		Data:     map[string]any{"name": "Ada"},
+	}, tasks.Delay(5*time.Second), tasks.Priority(tasks.Critical))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(receipt.Queue, receipt.State, receipt.ProcessAt.Sub(receipt.EnqueuedAt))
+	// Output: email:critical scheduled 5s
+}
+
+// A key names the event. The call can then be repeated without harm, for
+// instance by a message consumer that starts again.
+func ExampleIdempotencyKey() {
+	ctx := context.Background()
+	rdb := connect()
+	defer rdb.Close()
+
+	producer, err := tasks.NewProducer(rdb, tasks.FromService("billing-service"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	email := tasks.Email{To: "ada@example.com", Subject: "Invoice 4711 is paid", Body: "Thank you."}
+	first, err := producer.SendEmail(ctx, email, tasks.IdempotencyKey("invoice-4711-paid"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	second, err := producer.SendEmail(ctx, email, tasks.IdempotencyKey("invoice-4711-paid"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(first.Duplicate, second.Duplicate, first.ID == second.ID)
+	// Output: false true true
+}
+
+func ExampleProducer_EnqueueMany() {
+	ctx := context.Background()
+	rdb := connect()
+	defer rdb.Close()
+
+	producer, err := tasks.NewProducer(rdb, tasks.FromService("newsletter"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	items := func(yield func(tasks.Item) bool) {
+		for _, to := range []string{"ada@example.com", "nobody", "grace@example.com"} {
+			email := tasks.Email{To: to, Subject: "Opening hours", Body: "We are open on Friday."}
+			if !yield(tasks.Item{Email: email}) {
+				return
+			}
+		}
+	}
+	for i, result := range producer.EnqueueMany(ctx, items, tasks.Priority(tasks.Bulk)) {
+		if result.Err != nil {
+			fmt.Println(i, result.Err)
+			continue
+		}
+		fmt.Println(i, result.Receipt.Queue)
+	}
+	// Output:
+	// 0 email:bulk
+	// 1 validate email: to: must be one address such as ada@example.com or Ada Lovelace <ada@example.com>
+	// 2 email:bulk
+}
+
+func ExampleEmail_Validate() {
+	err := tasks.Email{To: "ada@example.com", Subject: "Hello\r\nBcc: spy@example.net", Body: "Hi"}.Validate()
+	if problem, ok := errors.AsType[*tasks.ValidationError](err); ok {
+		fmt.Println(problem.Field, "-", problem.Problem)
+	}
+	// Output: subject - must not contain control characters or line breaks
+}
+
+func ExampleClass_Policy() {
+	for _, class := range []tasks.Class{tasks.ClassOTP, tasks.ClassClinical, tasks.ClassTransactional, tasks.ClassBulk} {
+		p := class.Policy()
+		fmt.Println(class, p.Priority, slices.Max(p.Schedule), p.GiveUp)
+	}
+	// Output:
+	// otp critical 1m0s 10m0s
+	// clinical default 8h0m0s 72h0m0s
+	// transactional default 1h0m0s 72h0m0s
+	// bulk bulk 24h0m0s 120h0m0s
+}

@@ -1,0 +1,223 @@
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+)
+
+// numbered yields n messages, or endlessly many for a negative n, and counts
+// what has been read. Every seventh is bad.
+func numbered(n int, read *int) iter.Seq[Item] {
+	return func(yield func(Item) bool) {
+		for i := 0; i != n; i++ {
+			*read++
+			email := message()
+			email.Subject = fmt.Sprint("message ", i)
+			if i%7 == 6 {
+				email.To = "nobody"
+			}
+			if !yield(Item{Email: email}) {
+				return
+			}
+		}
+	}
+}
+
+func TestProducer_EnqueueMany(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 1, 63, manyWindow, 2500} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
+			p := setup(t)
+			next, read, good := 0, 0, 0
+			for i, r := range p.EnqueueMany(t.Context(), numbered(n, &read), Priority(Bulk)) {
+				if i != next {
+					t.Fatalf("result %d comes in place of %d", i, next)
+				}
+				next++
+				if i%7 == 6 {
+					if !slices.Equal(fields(r.Err), []string{"to"}) || r.Receipt != (Receipt{}) {
+						t.Fatalf("result %d = %+v, want an error about to", i, r)
+					}
+					continue
+				}
+				if r.Err != nil {
+					t.Fatal(r.Err)
+				}
+				good++
+				if i%100 == 0 {
+					if email, err := DecodeEmail(stored(t, p, r.Receipt).Payload); err != nil || email.Subject != fmt.Sprint("message ", i) {
+						t.Fatalf("result %d belongs to %q (%v)", i, email.Subject, err)
+					}
+				}
+			}
+			if next != n || read != n {
+				t.Errorf("%d items read and %d results, want %d", read, next, n)
+			}
+			if n > 0 {
+				if got := size(t, p, EmailQueue(p.namespace, Bulk)); got != good {
+					t.Errorf("queue has %d jobs, want %d", got, good)
+				}
+			}
+		})
+	}
+}
+
+func TestProducer_EnqueueMany_ItemOptionsWin(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	items := slices.Values([]Item{
+		{Email: message()},
+		{Email: message(), Options: []Option{Priority(Critical)}},
+		{Email: message(), Options: []Option{IdempotencyKey("k")}},
+		{Email: message(), Options: []Option{IdempotencyKey("k")}},
+		{Email: message(), Options: []Option{MaxRetry(0)}},
+	})
+	var queues []string
+	var made []bool
+	for _, r := range p.EnqueueMany(t.Context(), items, Priority(Bulk)) {
+		queues = append(queues, r.Receipt.Queue)
+		made = append(made, r.Err == nil && !r.Receipt.Duplicate)
+	}
+	bulk := EmailQueue(p.namespace, Bulk)
+	if want := []string{bulk, EmailQueue(p.namespace, Critical), bulk, bulk, ""}; !slices.Equal(queues, want) {
+		t.Errorf("queues = %q, want %q", queues, want)
+	}
+	// Either of the two with one key may come first.
+	if !made[0] || !made[1] || made[2] == made[3] || made[4] {
+		t.Errorf("jobs made = %v, want one of the two with the same key, and none of the last", made)
+	}
+}
+
+// The input may be endless: it is read no further ahead than the window.
+func TestProducer_EnqueueMany_Endless(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	read, ahead := 0, 0
+	for i := range p.EnqueueMany(t.Context(), numbered(-1, &read)) {
+		ahead = max(ahead, read-i)
+		if i == 20*manyWindow {
+			break
+		}
+	}
+	if ahead > manyWindow || ahead < 2 {
+		t.Errorf("%d items were read ahead, want more than one and at most %d", ahead, manyWindow)
+	}
+	if read > 21*manyWindow {
+		t.Errorf("%d items were read, %d of them after the end", read, read-20*manyWindow)
+	}
+}
+
+func TestProducer_EnqueueMany_BreakLeavesNothing(t *testing.T) {
+	p := setup(t)
+	send(t, p, message())
+	before := goleak.IgnoreCurrent()
+	for _, stop := range []int{0, 1, manyWindow + 10} {
+		read := 0
+		for i := range p.EnqueueMany(t.Context(), numbered(-1, &read)) {
+			if i == stop {
+				break
+			}
+		}
+		goleak.VerifyNone(t, before)
+	}
+	// The same with a consumer that panics.
+	func() {
+		defer func() { _ = recover() }()
+		read := 0
+		for range p.EnqueueMany(t.Context(), numbered(-1, &read)) {
+			panic("consumer")
+		}
+	}()
+	goleak.VerifyNone(t, before)
+}
+
+func TestProducer_EnqueueMany_Cancel(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	read, results, cancelled, accepted := 0, 0, 0, 0
+	for _, r := range p.EnqueueMany(ctx, numbered(-1, &read)) {
+		results++
+		switch {
+		case errors.Is(r.Err, context.Canceled):
+			cancelled++
+		case r.Err == nil:
+			accepted++
+		}
+		if results == 500 {
+			cancel()
+		}
+	}
+	if results != read {
+		t.Errorf("%d items were read and %d reported", read, results)
+	}
+	if read > 500+2*manyWindow {
+		t.Errorf("%d items were read after the cancellation", read-500)
+	}
+	// Nothing that was cancelled is reported as accepted.
+	if got := size(t, p, EmailQueue(p.namespace, Default)); got < accepted {
+		t.Errorf("%d jobs are reported as accepted, the queue has %d", accepted, got)
+	}
+}
+
+// All calls that may run at the same time do.
+func TestProducer_EnqueueMany_Concurrent(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	release := make(chan struct{})
+	gate := &gatedClient{UniversalClient: p.rdb, release: release, entered: make(chan struct{}, manyCalls)}
+	gated, err := NewProducer(gate, Namespace(p.namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		defer close(release)
+		for range manyCalls {
+			select {
+			case <-gate.entered:
+			case <-time.After(20 * time.Second):
+				t.Error("the calls wait for each other")
+				return
+			}
+		}
+	})
+	read, results := 0, 0
+	for _, r := range gated.EnqueueMany(t.Context(), numbered(200, &read)) {
+		if r.Err == nil {
+			results++
+		}
+	}
+	if want := 200 - 200/7; results != want {
+		t.Errorf("%d jobs were accepted, want %d", results, want)
+	}
+}
+
+// gatedClient holds every script back until release.
+type gatedClient struct {
+	redis.UniversalClient
+
+	entered chan struct{}
+	release chan struct{}
+}
+
+func (c *gatedClient) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	select {
+	case c.entered <- struct{}{}:
+	default:
+	}
+	<-c.release
+	return c.UniversalClient.EvalSha(ctx, sha, keys, args...)
+}
