@@ -32,7 +32,7 @@ type Process struct {
 }
 
 // UsageError is a command line that cannot be carried out as written. It ends the program with
-// [ExitUsage]; nothing has been attempted when it is returned.
+// [ExitUsage]; nothing has been attempted when it is returned. A setting that cannot be used counts too.
 type UsageError struct {
 	Err error
 }
@@ -105,10 +105,15 @@ func Run(ctx context.Context, p Process, root *cobra.Command) int {
 	if err == nil {
 		return ExitDone
 	}
+	report(ctx, p.Stderr, root, err)
 	if !begun {
-		err = &UsageError{Err: err}
+		fmt.Fprintf(p.Stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
+		return ExitUsage
 	}
-	return report(ctx, p.Stderr, root, cmd, err)
+	if _, ok := errors.AsType[*UsageError](err); ok {
+		return ExitUsage
+	}
+	return ExitFailed
 }
 
 func walk(c *cobra.Command, visit func(*cobra.Command)) {
@@ -149,16 +154,11 @@ func incompleteError(c *cobra.Command) error {
 	return fmt.Errorf("%s needs a command: %s", c.CommandPath(), strings.Join(names, ", "))
 }
 
-func report(ctx context.Context, stderr io.Writer, root, cmd *cobra.Command, err error) int {
+func report(ctx context.Context, stderr io.Writer, root *cobra.Command, err error) {
 	text := strings.TrimRight(err.Error(), "\n")
 	// "context canceled" says nothing to the person who pressed Ctrl-C.
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 		text = strings.ReplaceAll(text, context.Canceled.Error(), cause.Error())
 	}
 	fmt.Fprintf(stderr, "%s: %s\n", root.Name(), text)
-	if _, ok := errors.AsType[*UsageError](err); ok {
-		fmt.Fprintf(stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
-		return ExitUsage
-	}
-	return ExitFailed
 }

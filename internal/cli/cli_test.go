@@ -54,7 +54,7 @@ func TestRun(t *testing.T) {
 	}{
 		{"done", "send --to a x", ExitDone, "sent x\n", ""},
 		{"failed", "send --to a broken", ExitFailed, "", "tool: read file: broken\n"},
-		{"usage found by the command", "send --to a wrong", ExitUsage, "", "tool: check flags: --rate must be positive\nRun 'tool send --help' for usage.\n"},
+		{"usage found by the command", "send --to a wrong", ExitUsage, "", "tool: check flags: --rate must be positive\n"},
 		{"cancelled", "send --to a cancelled", ExitFailed, "", "tool: send: interrupt signal received\n"},
 		{"unknown flag", "send --tp a x", ExitUsage, "", "tool: unknown flag: --tp\nRun 'tool send --help' for usage.\n"},
 		{"too few arguments", "send --to a", ExitUsage, "", "tool: accepts 1 arg(s), received 0\nRun 'tool send --help' for usage.\n"},

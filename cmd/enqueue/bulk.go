@@ -1,0 +1,407 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/time/rate"
+
+	"github.com/medicalink/postroom/internal/cli"
+	"github.com/medicalink/postroom/tasks"
+)
+
+const (
+	formatCSV   = "csv"
+	formatJSONL = "jsonl"
+)
+
+const bulkLong = `Enqueue one email for every line of FILE, or of standard input if FILE is -.
+
+CSV (RFC 4180) begins with a line that names the columns. The columns to, locale and
+list_unsubscribe are about the message; all others are the template's data, as strings.
+JSON lines hold an object a line: to, locale and list_unsubscribe are about the message;
+the data is the member data, or all other members if there is none. The format follows
+from the file's name (.csv, .jsonl, .ndjson) or else from its first character. A file of
+any size is read as it is sent.
+
+A line that cannot be sent is reported on standard error with its number in the file, the
+field and what is wrong with it. It is copied as it is to FILE.rejected (stdin.rejected
+for standard input), with the header of a CSV file in front; correct that file and send it
+in turn. It is replaced by each run and absent when nothing was refused. The good lines
+are sent in any case. --dry-run checks all lines, sends nothing and writes no file.
+
+Nothing is sent twice:
+  --idempotency-key-column to   one message per value of that column: running the same
+                                file again sends only what is new. The template, and
+                                --idempotency-key if given, are part of the key, so
+                                another mailing to the same people is not held back.
+  --idempotency-key K           one message per line number: running the same file again
+                                with the same K sends only what was not sent.
+Without either, a key is made for this run. Keys are kept for at least 24 hours after a
+message was due.
+
+When a run stops early (Ctrl-C, or a Redis that stays away for 30s) it finishes what it
+has begun and says how to go on: with --resume-from LINE, and --idempotency-key with the
+key of the run. --resume-from adds to FILE.rejected instead of replacing it.
+
+Messages go to the queue of priority bulk unless --priority or --queue says otherwise;
+their class stays transactional unless --class says otherwise.
+
+On a terminal a bar shows progress, rate and time left. At the end a line counts what was
+sent, what was a duplicate and what was refused. With --output json it is one object, and
+each refused line is an object on standard error. Exit code 0: every line was sent or a
+duplicate; 1: some were refused, or the run stopped early; 2: wrong usage.`
+
+const bulkExample = `  enqueue bulk recipients.csv --template appointment-reminder
+  enqueue bulk recipients.csv --template appointment-reminder --idempotency-key-column to --rate 100/s
+  enqueue bulk recipients.csv --template appointment-reminder --dry-run
+  enqueue bulk recipients.csv --template appointment-reminder --resume-from 5001 --idempotency-key 0192a1c4-…
+  export-patients | enqueue bulk - --format jsonl --template welcome --output json`
+
+// perSecond is the value of --rate: events per second, written N/s, N/m or N/h.
+type perSecond struct {
+	text  string
+	limit rate.Limit
+}
+
+func (p *perSecond) String() string { return p.text }
+func (p *perSecond) Type() string   { return "N/s" }
+
+func (p *perSecond) Set(s string) error {
+	number, unit, _ := strings.Cut(s, "/")
+	n, err := strconv.ParseFloat(number, 64)
+	seconds := map[string]float64{"s": 1, "m": 60, "h": 3600}[unit]
+	if err != nil || seconds == 0 || !(n > 0) || math.IsInf(n, 0) {
+		return errors.New("must look like 100/s, 30/m or 500/h")
+	}
+	p.text, p.limit = s, rate.Limit(n/seconds)
+	return nil
+}
+
+type bulkFlags struct {
+	*messageFlags
+	*jobFlags
+	format    *choice
+	rate      perSecond
+	keyColumn string
+	from      int
+	dryRun    bool
+	output    *cli.Output
+}
+
+func newBulkCommand(p cli.Process) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "bulk FILE", Short: "Enqueue one email for every line of a file",
+		Long: bulkLong, Example: bulkExample,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("bulk takes one file, or - for standard input; got %d", len(args))
+			}
+			return nil
+		},
+	}
+	f := bulkFlags{
+		messageFlags: addMessageFlags(cmd, p),
+		jobFlags:     addJobFlags(cmd, "enqueue once: one message per line number with the same `key`"),
+		output:       cli.AddOutput(cmd),
+		format:       addChoice(cmd, "format", "format of the input (default: by name, else by content)", "", formatCSV, formatJSONL),
+	}
+	flags := cmd.Flags()
+	flags.Var(&f.rate, "rate", "enqueue at most this many, such as 100/s or 30/m")
+	flags.StringVar(&f.keyColumn, "idempotency-key-column", "", "enqueue once: one message per value of this `column`")
+	flags.IntVar(&f.from, "resume-from", 0, "begin at this `line` of the file")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "check every line and send nothing")
+	_ = cmd.MarkFlagRequired("template") // see addChoice
+
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := f.check(cmd); err != nil {
+			return err
+		}
+		if cmd.Flags().Changed("resume-from") && f.from < 1 {
+			return cli.Usagef("--resume-from must be at least 1")
+		}
+		return f.run(cmd.Context(), p, args[0])
+	}
+	return cmd
+}
+
+func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err error) {
+	message, err := f.message()
+	if err != nil {
+		return err
+	}
+	cfg, err := loadConfig(p)
+	if err != nil {
+		return err
+	}
+	set, err := loadTemplates(cfg.TemplatesDir, f.template)
+	if err != nil {
+		return err
+	}
+	in, err := openInput(file, p.Stdin)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	src, err := f.source(in)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", in.name, err)
+	}
+
+	m := mailing{
+		src: src, message: message, from: f.from, keyColumn: f.keyColumn,
+		check:    func(data map[string]any) error { return set.Check(f.template, data) },
+		options:  f.options,
+		enqueue:  dryRun,
+		retryFor: retryFor,
+		progress: newProgress(p, in.size),
+		rejects:  &rejects{path: in.rejected, header: src.header(), continued: f.from > 0, dry: f.dryRun},
+	}
+	if f.priority.value == "" && f.queue == "" {
+		f.priority.value = string(tasks.Bulk)
+	}
+	if f.rate.limit > 0 {
+		// A tenth of a second's worth at once keeps the pace even.
+		m.limiter = rate.NewLimiter(f.rate.limit, int(min(max(f.rate.limit/10, 1), backlogRecords)))
+	}
+	runKey := cmp.Or(f.key, uuid.NewString())
+	m.key = func(r record) string {
+		switch f.keyColumn {
+		case "":
+			return foldKey("bulk line", f.template, runKey, strconv.Itoa(r.line))
+		case columnTo:
+			return foldKey("bulk column", f.template, f.key, recipientKey(r.key))
+		}
+		return foldKey("bulk column", f.template, f.key, r.key)
+	}
+	m.notify = func(text string) {
+		m.progress.clear()
+		fmt.Fprintf(p.Stderr, "enqueue: %s\n", text)
+	}
+	m.reject = func(line int, what problem) {
+		m.progress.clear()
+		f.report(p.Stderr, in.name, line, what)
+	}
+	if !f.dryRun {
+		producer, client, openErr := openProducer(ctx, cfg)
+		if openErr != nil {
+			return openErr
+		}
+		defer func() { err = errors.Join(err, client.Close()) }()
+		m.enqueue = func(ctx context.Context, items iter.Seq[tasks.Item]) iter.Seq2[int, tasks.Result] {
+			return producer.EnqueueMany(ctx, items)
+		}
+	}
+
+	if err := m.rejects.begin(); err != nil {
+		return err
+	}
+	stopped := errors.Join(m.run(ctx), m.rejects.close())
+	m.progress.finish(p.Stderr)
+	sum := f.summary(&m, in, runKey, stopped != nil)
+	if err := sum.print(p.Stdout, *f.output); err != nil {
+		return err
+	}
+	switch {
+	case stopped != nil:
+		if _, ok := errors.AsType[*cli.UsageError](stopped); ok {
+			return stopped
+		}
+		return fmt.Errorf("%w: stopped before line %d of %s; to go on: %s", stopped, m.resume, in.name, sum.howToGoOn())
+	case m.counts.rejected > 0 && f.dryRun:
+		return fmt.Errorf("%d of %d lines of %s cannot be sent", m.counts.rejected, m.counts.total(), in.name)
+	case m.counts.rejected > 0:
+		return fmt.Errorf("%d of %d lines of %s were refused: correct them in %s and send that file",
+			m.counts.rejected, m.counts.total(), in.name, in.rejected)
+	}
+	return nil
+}
+
+// message returns what all messages have in common, checked as far as it can be without a recipient.
+func (f *bulkFlags) message() (tasks.Email, error) {
+	e, err := f.email()
+	if err != nil {
+		return e, err
+	}
+	probe := e
+	probe.To = "recipient@example.com"
+	if probe.Class.Policy().Unsubscribe == tasks.UnsubscribeRequired && probe.ListUnsubscribe == "" {
+		probe.ListUnsubscribe = "https://example.com/" // may come with each line
+	}
+	if err := probe.Validate(); err != nil {
+		return e, &cli.UsageError{Err: err}
+	}
+	return e, nil
+}
+
+func (f *bulkFlags) source(in *input) (source, error) {
+	s := newScanner(in.r)
+	format := cmp.Or(f.format.value, formatByName(in.name))
+	if format == "" {
+		format = s.sniff()
+	}
+	if format == formatJSONL {
+		return newJSONLSource(s, f.keyColumn)
+	}
+	return newCSVSource(s, f.keyColumn)
+}
+
+// report tells about a refused line. The field's name comes from the file, so it is quoted if it could
+// upset a terminal.
+func (f *bulkFlags) report(w io.Writer, file string, line int, p problem) {
+	if *f.output == cli.JSON {
+		// Standard error is what errors are reported on; there is no other place.
+		_ = cli.WriteJSON(w, rejectedLine{Line: line, problem: p})
+		return
+	}
+	field := ""
+	if p.Field != "" {
+		field = p.Field + ": "
+		if strings.ContainsFunc(p.Field, func(r rune) bool { return !strconv.IsPrint(r) }) {
+			field = strconv.Quote(p.Field) + ": "
+		}
+	}
+	fmt.Fprintf(w, "%s:%d: %s%s\n", file, line, field, p.Problem)
+}
+
+type rejectedLine struct {
+	Line int `json:"line"`
+	problem
+}
+
+// summary is what a run prints at its end.
+type summary struct {
+	Total          int     `json:"total"` // lines settled: the three below together
+	Enqueued       int     `json:"enqueued"`
+	Duplicates     int     `json:"duplicates"`
+	Rejected       int     `json:"rejected"`
+	RejectedFile   string  `json:"rejected_file,omitempty"`
+	ResumeFrom     int     `json:"resume_from,omitempty"`     // only when the run stopped early
+	IdempotencyKey string  `json:"idempotency_key,omitempty"` // to give when going on, unless a column is the key
+	DryRun         bool    `json:"dry_run,omitempty"`
+	Seconds        float64 `json:"duration_seconds"`
+
+	keyColumn string
+}
+
+func (f *bulkFlags) summary(m *mailing, in *input, runKey string, stopped bool) summary {
+	sum := summary{
+		Total: m.counts.total(), Enqueued: m.counts.enqueued, Duplicates: m.counts.duplicates, Rejected: m.counts.rejected,
+		DryRun: f.dryRun, Seconds: math.Round(time.Since(m.started).Seconds()*1000) / 1000, keyColumn: f.keyColumn,
+	}
+	if m.rejects.written() {
+		sum.RejectedFile = in.rejected
+	}
+	if stopped {
+		sum.ResumeFrom = m.resume
+	}
+	switch {
+	case f.dryRun:
+	case f.keyColumn == "":
+		sum.IdempotencyKey = runKey
+	default:
+		sum.IdempotencyKey = f.key
+	}
+	return sum
+}
+
+// howToGoOn returns the flags that continue an interrupted run.
+func (s summary) howToGoOn() string {
+	flags := fmt.Sprintf("--resume-from %d", s.ResumeFrom)
+	if s.IdempotencyKey != "" {
+		flags += " --idempotency-key " + s.IdempotencyKey
+	}
+	return "run the same command with " + flags
+}
+
+func (s summary) print(w io.Writer, output cli.Output) error {
+	if output == cli.JSON {
+		return cli.WriteJSON(w, s)
+	}
+	text := fmt.Sprintf("sent %d, duplicates %d, rejected %d", s.Enqueued, s.Duplicates, s.Rejected)
+	if s.DryRun {
+		text = fmt.Sprintf("nothing sent (dry run): good %d, rejected %d", s.Enqueued, s.Rejected)
+	}
+	if s.RejectedFile != "" {
+		text += fmt.Sprintf(" (%s)", s.RejectedFile)
+	}
+	if _, err := fmt.Fprintln(w, text); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return nil
+}
+
+// dryRun stands in for the producer: it checks as the producer would and accepts without sending.
+func dryRun(_ context.Context, items iter.Seq[tasks.Item]) iter.Seq2[int, tasks.Result] {
+	return func(yield func(int, tasks.Result) bool) {
+		i := 0
+		for item := range items {
+			if !yield(i, tasks.Result{Err: item.Email.Validate()}) {
+				return
+			}
+			i++
+		}
+	}
+}
+
+// input is the file, or standard input, that a run reads.
+type input struct {
+	name     string // as the user gave it
+	rejected string // path of the file for refused lines
+	r        io.Reader
+	size     int64 // in bytes, -1 if unknown
+	close    func() error
+}
+
+func openInput(name string, stdin io.Reader) (*input, error) {
+	if name == "-" {
+		// Standard input may be a redirected file, whose length is known.
+		in := &input{name: "stdin", rejected: "stdin.rejected", r: stdin, size: -1, close: func() error { return nil }}
+		if file, ok := stdin.(*os.File); ok {
+			in.size = fileSize(file)
+		}
+		return in, nil
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("open input: %w", err)
+	}
+	if info, err := file.Stat(); err == nil && info.IsDir() {
+		return nil, errors.Join(fmt.Errorf("open input: %s is a directory", name), file.Close())
+	}
+	return &input{name: name, rejected: name + ".rejected", r: file, size: fileSize(file), close: file.Close}, nil
+}
+
+func fileSize(file *os.File) int64 {
+	if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Size() > 0 {
+		return info.Size()
+	}
+	return -1
+}
+
+// formatByName returns the format a file's name tells, looking behind the ending that this program adds
+// to names itself.
+func formatByName(name string) string {
+	for strings.HasSuffix(name, ".rejected") {
+		name = strings.TrimSuffix(name, ".rejected")
+	}
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".csv":
+		return formatCSV
+	case ".jsonl", ".ndjson":
+		return formatJSONL
+	}
+	return ""
+}
