@@ -183,6 +183,7 @@ func (l *loader) localeFor(tag language.Tag) *locale {
 }
 
 func (l *loader) loadLayout() {
+	before := len(l.problems)
 	html, text, css := layoutDir+"/body.html", layoutDir+"/body.txt", layoutDir+"/style.css"
 	if l.has(css) {
 		sheet, line, err := parseCSS(l.files[css].data)
@@ -206,6 +207,9 @@ func (l *loader) loadLayout() {
 	}
 	if l.has(text) {
 		l.layout.text = l.parseLayout(text, strings.TrimRight(l.files[text].data, "\n"))
+	}
+	if len(l.problems) > before {
+		l.layout.html, l.layout.text = nil, nil // every template would report the consequences
 	}
 }
 
@@ -366,29 +370,45 @@ func (l *loader) loadVariant(t *mailTemplate, tag language.Tag) *variant {
 		html = l.parse(htmlFile, strings.TrimRight(l.inline(htmlFile), "\n"), contentName)
 		if html != nil && html[preheaderName] == nil {
 			l.report(htmlFile, 1, `{{define "preheader"}} is missing: the line an inbox shows beside the subject`)
+			html[preheaderName] = &parse.Tree{} // said once is enough
 		}
 	}
 	if l.has(textFile) {
 		text = l.parse(textFile, strings.TrimRight(l.files[textFile].data, "\n"), contentName)
 	}
-	if subject == nil || html == nil || text == nil || l.layout.html == nil || l.layout.text == nil || t.shape == nil || len(l.problems) > before {
+	if l.layout.html == nil || l.layout.text == nil || t.shape == nil {
 		return nil
 	}
-	html, text = merge(l.layout.html, html, subject), merge(l.layout.text, text)
 
+	// Fields are checked in the parts that could be parsed, whatever became of
+	// the others.
 	public := map[string]bool{subjectName: true, preheaderName: true}
-	report := func(file string, line int, problem string) { l.report(file, line, "%s", problem) }
-	subjectCheck := fieldCheck{trees: subject, report: report, public: public}
-	subjectCheck.checkFields(subjectName, t.shape)
-	for _, trees := range []map[string]*parse.Tree{html, text} {
-		check := fieldCheck{trees: trees, report: report, public: public}
-		check.checkFields(layoutName, t.shape)
+	check := func(main string, sets ...map[string]*parse.Tree) (map[string]*parse.Tree, []string) {
+		trees := map[string]*parse.Tree{}
+		for _, s := range sets {
+			maps.Copy(trees, s)
+		}
+		c := fieldCheck{trees: trees, public: public, report: func(file string, line int, problem string) {
+			l.report(file, line, "%s", problem)
+		}}
+		c.checkFields(main, t.shape)
+		return trees, slices.Sorted(maps.Keys(c.used))
 	}
-	if len(l.problems) > before {
+	var inSubject []string
+	if subject != nil {
+		subject, inSubject = check(subjectName, subject)
+		if html != nil {
+			html, _ = check(layoutName, l.layout.html, html, subject)
+		}
+	}
+	if text != nil {
+		text, _ = check(layoutName, l.layout.text, text)
+	}
+	if len(l.problems) > before || loc == nil {
 		return nil
 	}
 
-	v := &variant{lang: lang, inSubject: slices.Sorted(maps.Keys(subjectCheck.used))}
+	v := &variant{lang: lang, inSubject: inSubject}
 	var err error
 	if v.subject, err = textSet(loc, subject, subjectName); err != nil {
 		l.reportTemplate(subjectFile, err)
@@ -404,14 +424,6 @@ func (l *loader) loadVariant(t *mailTemplate, tag language.Tag) *variant {
 	}
 	l.trySamples(t, v, html, text, subject)
 	return v
-}
-
-func merge(sets ...map[string]*parse.Tree) map[string]*parse.Tree {
-	all := map[string]*parse.Tree{}
-	for _, s := range sets {
-		maps.Copy(all, s)
-	}
-	return all
 }
 
 func textSet(loc *locale, trees map[string]*parse.Tree, main string) (*texttemplate.Template, error) {
@@ -443,9 +455,13 @@ func (l *loader) trySamples(t *mailTemplate, v *variant, html, text, subject map
 	if least := t.required(); len(least) < len(t.sample) && t.schema.Validate(least) == nil {
 		samples = append(samples, least)
 	}
+	before := len(l.problems)
 	for i, sample := range samples {
 		which := "the sample"
 		if i > 0 {
+			if len(l.problems) > before {
+				return // the same again would help nobody
+			}
 			which = "the sample without its optional fields"
 		}
 		root := map[string]any{}

@@ -177,6 +177,9 @@ func (b *shapeBuilder) add(s *shape, node any, depth int) {
 func (b *shapeBuilder) resolve(ref string) any {
 	var node any = b.root
 	path, ok := strings.CutPrefix(ref, "#")
+	if ok && path == "" {
+		return node
+	}
 	for token := range strings.SplitSeq(strings.TrimPrefix(path, "/"), "/") {
 		if obj, isObj := node.(map[string]any); isObj {
 			node = obj[strings.NewReplacer("~1", "/", "~0", "~").Replace(token)]
