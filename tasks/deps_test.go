@@ -21,7 +21,7 @@ func TestDependencies(t *testing.T) {
 			t.Fatalf("go list: %v", err)
 		}
 		found := map[string]bool{}
-		for _, path := range strings.Fields(string(out)) {
+		for path := range strings.FieldsSeq(string(out)) {
 			found[path] = true
 		}
 		return found

@@ -139,6 +139,9 @@ func TestDecodeEmail_Refuses(t *testing.T) {
 			if _, ok := errors.AsType[*DecodeError](err); !ok {
 				t.Errorf("error is %T, want *DecodeError", err)
 			}
+			if invalid := fields(err); strings.HasSuffix(tt.want, ": ") && (len(invalid) != 1 || !strings.HasPrefix(tt.want, invalid[0])) {
+				t.Errorf("error %v wraps the problems of %q, want %q", err, invalid, tt.want)
+			}
 			if !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %q does not say %q", err, tt.want)
 			}

@@ -38,11 +38,13 @@ func (tb *mainTB) Failed() bool             { return false }
 func (tb *mainTB) Cleanup(f func())         { tb.cleanups = append(tb.cleanups, f) }
 func (tb *mainTB) Context() context.Context { return context.Background() }
 func (tb *mainTB) Fatal(args ...any)        { tb.Fatalf("%s", fmt.Sprint(args...)) }
+
 func (tb *mainTB) Fatalf(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 	tb.cleanup()
 	os.Exit(1)
 }
+
 func (tb *mainTB) cleanup() {
 	for _, f := range tb.cleanups {
 		f()

@@ -16,16 +16,15 @@ const canary = "canary-7f3a"
 // fields returns the fields of all ValidationErrors in err.
 func fields(err error) []string {
 	var all []string
-	switch err := err.(type) {
-	case nil:
-	case *ValidationError:
-		all = append(all, err.Field)
-	case interface{ Unwrap() []error }:
-		for _, inner := range err.Unwrap() {
+	if joined, ok := errors.AsType[interface {
+		error
+		Unwrap() []error
+	}](err); ok {
+		for _, inner := range joined.Unwrap() {
 			all = append(all, fields(inner)...)
 		}
-	case interface{ Unwrap() error }:
-		all = append(all, fields(err.Unwrap())...)
+	} else if bad, ok := errors.AsType[*ValidationError](err); ok {
+		all = append(all, bad.Field)
 	}
 	return all
 }
