@@ -291,6 +291,9 @@ func (m *Mailer) Check(ctx context.Context) []CheckResult {
 	return results
 }
 
+// cutGrace is what cut sends get to return.
+const cutGrace = time.Second
+
 // Close refuses further sends, says QUIT on idle connections and waits for the
 // sends under way. When ctx ends they are cut off; one cut after its final dot
 // reports an unknown outcome. The error is ctx's, if it had to cut.
@@ -307,7 +310,10 @@ func (m *Mailer) Close(ctx context.Context) error {
 		for _, p := range m.pools {
 			p.cut()
 		}
-		<-drained
+		select {
+		case <-drained:
+		case <-time.After(cutGrace): // only a Commit that ignores its context takes that long
+		}
 	}
 	for _, p := range m.pools {
 		p.wg.Wait()

@@ -15,6 +15,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -117,7 +118,7 @@ func (s *SMTPServer) URL() string {
 		u += f.user + ":" + f.text + "@"
 	}
 	if s.tls != nil {
-		query = "?ca=" + s.CAFile()
+		query = "?ca=" + url.QueryEscape(s.CAFile())
 	}
 	return u + s.Addr() + query
 }
@@ -340,10 +341,13 @@ func (c *smtpSession) run() {
 		c.use(tls.Server(c.raw, c.s.tls))
 		c.encrypted = true
 	}
-	if done, err := c.fault(StageGreeting); done || err != nil {
+	done, err := c.fault(StageGreeting)
+	if err != nil {
 		return
 	}
-	c.reply(220, "testenv ESMTP")
+	if !done {
+		c.reply(220, "testenv ESMTP")
+	}
 	for {
 		line, err := c.readLine()
 		if err != nil {

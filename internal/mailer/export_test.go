@@ -1,0 +1,9 @@
+package mailer
+
+import (
+	"net"
+
+	"github.com/wneessen/go-mail/smtp"
+)
+
+func smtpNewClient(c net.Conn) (*smtp.Client, error) { return smtp.NewClient(c, "localhost") }
