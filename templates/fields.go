@@ -254,7 +254,7 @@ func (c *fieldCheck) literalMarkup(cmd *parse.CommandNode, piped bool) {
 func (c *fieldCheck) arg(n parse.Node, dot *shape) *shape {
 	switch n := n.(type) {
 	case *parse.DotNode:
-		c.see(n, dot, "")
+		c.see(n, dot, ".")
 		return dot
 	case *parse.FieldNode:
 		return c.fields(n, dot, n.Ident)
