@@ -79,7 +79,7 @@ type web struct {
 	preview *preview
 	changes *changes
 	links   links
-	monitor http.Handler // /monitor/ and health
+	monitor http.Handler // every other path
 	pages   map[string]*template.Template
 }
 
@@ -109,9 +109,7 @@ func (w *web) handler() (http.Handler, error) {
 	mux.HandleFunc("GET /api/events", w.events)
 	w.inbox.routes(mux)
 	w.preview.routes(mux)
-	for _, path := range []string{"/monitor", "/monitor/", "/health/", "/livez", "/readyz", "/metrics"} {
-		mux.Handle(path, w.monitor)
-	}
+	mux.Handle("/", w.monitor) // the dashboard, health and whatever else it serves
 	return hostCheck(headers(http.NewCrossOriginProtection().Handler(mux))), nil
 }
 
