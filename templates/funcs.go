@@ -58,10 +58,14 @@ func (l *locale) funcs() texttemplate.FuncMap {
 		"link": newLink,
 		"tel":  telURL,
 		"cid":  cidURL,
-		"mso": func(markup string) htmltemplate.HTML {
-			return htmltemplate.HTML("<!--[if mso]>" + markup + "<![endif]-->") //nolint:gosec // a literal of the template, see fields.go
-		},
+		"mso":  msoComment,
 	}
+}
+
+// msoComment shows markup to Outlook on Windows only. html/template drops
+// comments that stand in a template, which is why this is a function.
+func msoComment(markup string) htmltemplate.HTML {
+	return htmltemplate.HTML("<!--[if mso]>" + markup + "<![endif]-->") //nolint:gosec // a literal of the template, see literalMarkup
 }
 
 // Link is what {{link .url "label"}} hands to a shared template such as

@@ -422,13 +422,16 @@ func (l *loader) loadVariant(t *mailTemplate, tag language.Tag) *variant {
 	if len(l.problems) > before || t.sample == nil {
 		return nil
 	}
-	l.trySamples(t, v, html, text, subject)
+	l.trySamples(t, v)
 	return v
 }
 
 func textSet(loc *locale, trees map[string]*parse.Tree, main string) (*texttemplate.Template, error) {
 	t := texttemplate.New("").Funcs(loc.funcs()).Option("missingkey=error")
+	f := folder{loc: loc}
 	for name, tree := range trees {
+		tree = tree.Copy() // the layout's is shared by every locale
+		f.list(tree.Root)
 		if _, err := t.AddParseTree(name, tree); err != nil {
 			return nil, err
 		}
@@ -438,18 +441,27 @@ func textSet(loc *locale, trees map[string]*parse.Tree, main string) (*texttempl
 
 func htmlSet(loc *locale, trees map[string]*parse.Tree) (*htmltemplate.Template, error) {
 	t := htmltemplate.New("").Funcs(htmltemplate.FuncMap(loc.funcs())).Option("missingkey=error")
+	f := folder{loc: loc, html: true}
 	for name, tree := range trees {
-		// A copy, because escaping rewrites it and the layout's is shared.
-		if _, err := t.AddParseTree(name, tree.Copy()); err != nil {
+		tree = tree.Copy()
+		f.list(tree.Root)
+		if _, err := t.AddParseTree(name, tree); err != nil {
 			return nil, err
 		}
 	}
-	return t.Lookup(layoutName), nil
+	// The first execution escapes. Without data it need not come to its end;
+	// only an escaping error counts.
+	main := t.Lookup(layoutName)
+	if escape, ok := errors.AsType[*htmltemplate.Error](main.Execute(io.Discard, nil)); ok {
+		return nil, escape
+	}
+	f.putComments(main)
+	return main, nil
 }
 
 // trySamples renders the sample as it is and without its optional fields, and
 // looks for what must never reach a patient.
-func (l *loader) trySamples(t *mailTemplate, v *variant, html, text, subject map[string]*parse.Tree) {
+func (l *loader) trySamples(t *mailTemplate, v *variant) {
 	folder := t.name + "/" + v.lang + "/"
 	samples := []map[string]any{t.sample}
 	if least := t.required(); len(least) < len(t.sample) && t.schema.Validate(least) == nil {
@@ -472,15 +484,11 @@ func (l *loader) trySamples(t *mailTemplate, v *variant, html, text, subject map
 			var exec interface {
 				ExecuteTemplate(w io.Writer, name string, data any) error
 			} = v.text
-			switch {
-			case part == "subject.txt":
+			switch part {
+			case "subject.txt":
 				exec = v.subject
-			case part == "body.html":
+			case "body.html":
 				exec = v.html
-				// Escaped trees replace the parsed ones only when first executed.
-				if err := v.html.Execute(io.Discard, root); err == nil {
-					w = newTracer(escapedTrees(v.html))
-				}
 			}
 			if err := exec.ExecuteTemplate(w, name, root); err != nil {
 				l.reportTemplate(folder+part, err)
@@ -492,14 +500,14 @@ func (l *loader) trySamples(t *mailTemplate, v *variant, html, text, subject map
 			return w.String()
 		}
 
-		line := run(subjectName, "subject.txt", subject)
+		line := run(subjectName, "subject.txt", textTrees(v.subject))
 		switch line = strings.TrimSpace(line); {
 		case line == "":
 			l.report(folder+"subject.txt", 1, "%s renders an empty subject", which)
 		case strings.ContainsAny(line, "\r\n"):
 			l.report(folder+"subject.txt", 1, "%s renders a subject with a line break", which)
 		}
-		for part, trees := range map[string]map[string]*parse.Tree{"body.html": html, "body.txt": text} {
+		for part, trees := range map[string]map[string]*parse.Tree{"body.html": escapedTrees(v.html), "body.txt": textTrees(v.text)} {
 			if strings.TrimSpace(run(contentName, part, trees)) == "" {
 				l.report(folder+part, 1, "%s renders an empty part", which)
 			}
@@ -604,6 +612,15 @@ func eachText(n parse.Node, f func(*parse.TextNode)) {
 	}
 }
 
+func textTrees(t *texttemplate.Template) map[string]*parse.Tree {
+	trees := map[string]*parse.Tree{}
+	for _, t := range t.Templates() {
+		trees[t.Name()] = t.Tree
+	}
+	return trees
+}
+
+// escapedTrees are what a html/template really executes.
 func escapedTrees(t *htmltemplate.Template) map[string]*parse.Tree {
 	trees := map[string]*parse.Tree{}
 	for _, t := range t.Templates() {
