@@ -15,7 +15,7 @@ func TestFieldCheck(t *testing.T) {
 			"place": {"$ref": "#/$defs/place"},
 			"items": {"type": "array", "items": {"type": "object", "properties": {"title": {"type": "string"}}}},
 			"extra": {"type": "object", "additionalProperties": {"type": "string"}}},
-		"anyOf": [{"properties": {"alt": {"type": "string"}}}, {"properties": {"name": {"minLength": 1}}}]}`))
+		"anyOf": [{"properties": {"alt": {"type": "string"}}}, {"properties": {"name": {"minLength": 1}}}]}`), &zones{})
 	if err != nil {
 		t.Fatal(err)
 	}

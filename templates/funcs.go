@@ -29,14 +29,14 @@ func (l *locale) funcs() texttemplate.FuncMap {
 			return "", fmt.Errorf("locale %s has no word %q", l.lang, name)
 		},
 		"date": func(value string, zone ...string) (string, error) {
-			t, err := parseTime(value, strings.Join(zone, ""))
+			t, err := l.zones.parseTime(value, strings.Join(zone, ""))
 			if err != nil {
 				return "", err
 			}
 			return l.format(l.date, t), nil
 		},
 		"time": func(value string, zone ...string) (string, error) {
-			t, err := parseTime(value, strings.Join(zone, ""))
+			t, err := l.zones.parseTime(value, strings.Join(zone, ""))
 			if err != nil {
 				return "", err
 			}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"text/template/parse"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -43,7 +44,8 @@ type mailTemplate struct {
 	shape   *shape
 	sample  map[string]any
 	locales map[string]*variant
-	match   matcher
+	match   *matcher
+	pool    sync.Pool // of *workspace
 }
 
 // variant is a template in one locale: parsed, escaped, ready to execute.
@@ -63,6 +65,7 @@ type loader struct {
 	sheet    stylesheet
 	noInline bool // for the test that inlining changes no text
 	locales  map[string]*locale
+	zones    zones
 	layout   struct{ html, text map[string]*parse.Tree }
 }
 
@@ -153,7 +156,7 @@ func (l *loader) loadLocales() {
 			l.report(name, 1, "a locale file is called by its BCP 47 tag in canonical form, such as pt-BR.json")
 			continue
 		}
-		loc, err := parseLocale(tag, []byte(f.data))
+		loc, err := parseLocale(tag, []byte(f.data), &l.zones)
 		if err != nil {
 			for msg := range strings.SplitSeq(err.Error(), "\n") {
 				l.report(name, jsonErrorLine([]byte(f.data), err), "%s", msg)
@@ -285,11 +288,12 @@ func (l *loader) group() map[string][]string {
 func (l *loader) loadTemplate(name string, folders []string) *mailTemplate {
 	slices.Sort(folders)
 	t := &mailTemplate{name: name, locales: map[string]*variant{}}
+	t.pool.New = func() any { return &workspace{root: map[string]any{}} }
 	schemaFile, sampleFile := name+"/schema.json", name+"/sample.json"
 	if l.has(schemaFile) {
 		var line int
 		var err error
-		if t.schema, t.shape, line, err = compileSchema(name, []byte(l.files[schemaFile].data)); err != nil {
+		if t.schema, t.shape, line, err = compileSchema(name, []byte(l.files[schemaFile].data), &l.zones); err != nil {
 			l.report(schemaFile, line, "%s", err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	_ "time/tzdata" // a container without a zone database must still know Europe/Berlin
 
@@ -47,6 +48,7 @@ type locale struct {
 	lang       string // the tag as text
 	data       localeData
 	date, time []patternPart
+	zones      *zones
 }
 
 var patternTokens = []string{
@@ -71,8 +73,8 @@ var durationUnits = []struct {
 
 // parseLocale reads a locale file. The errors it joins have no position; a
 // JSON syntax error has one, see jsonErrorLine.
-func parseLocale(tag language.Tag, src []byte) (*locale, error) {
-	l := &locale{tag: tag, lang: tag.String()}
+func parseLocale(tag language.Tag, src []byte, z *zones) (*locale, error) {
+	l := &locale{tag: tag, lang: tag.String(), zones: z}
 	dec := json.NewDecoder(bytes.NewReader(src))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&l.data); err != nil {
@@ -253,7 +255,7 @@ var (
 )
 
 // parseTime reads an RFC 3339 time and moves it to zone, if one is given.
-func parseTime(value, zone string) (time.Time, error) {
+func (z *zones) parseTime(value, zone string) (time.Time, error) {
 	// Not time.Parse: that would put a time whose offset happens to be the
 	// server's into the server's zone and so show its abbreviation.
 	t, err := time.ParseInLocation(time.RFC3339, value, time.UTC)
@@ -263,7 +265,7 @@ func parseTime(value, zone string) (time.Time, error) {
 	if zone == "" {
 		return t, nil
 	}
-	loc, err := loadZone(zone)
+	loc, err := z.load(zone)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -272,10 +274,12 @@ func parseTime(value, zone string) (time.Time, error) {
 
 // zones caches time.LoadLocation, which reads and parses a file every time.
 // Only zones that exist are kept, so it is bounded by the zone database.
-var zones sync.Map // string -> *time.Location
+type zones struct {
+	known sync.Map // string -> *time.Location
+}
 
-func loadZone(name string) (*time.Location, error) {
-	if loc, ok := zones.Load(name); ok {
+func (z *zones) load(name string) (*time.Location, error) {
+	if loc, ok := z.known.Load(name); ok {
 		return loc.(*time.Location), nil //nolint:forcetypeassert // the only type stored
 	}
 	// "Local" is the server's zone, which says nothing about the recipient.
@@ -286,7 +290,7 @@ func loadZone(name string) (*time.Location, error) {
 	if err != nil {
 		return nil, errNotAZone
 	}
-	zones.Store(name, loc)
+	z.known.Store(name, loc)
 	return loc, nil
 }
 
@@ -316,15 +320,22 @@ func parseDuration(v any) (d time.Duration, ok bool, err error) {
 
 // matcher finds the locale a template is rendered in.
 type matcher struct {
-	exact   map[string]string // tag as written in a job -> locale folder
 	matcher language.Matcher
 	names   []string // in the matcher's order, default first
+	known   sync.Map // locale as a job writes it -> name
+	size    atomic.Int32
 }
 
-func newMatcher(tags []language.Tag) matcher {
-	m := matcher{exact: make(map[string]string, len(tags)), matcher: language.NewMatcher(tags)}
+// A cache of answers, because parsing a tag and comparing it with the Unicode
+// data takes as long as a tenth of a mail. Jobs choose the keys, so it is bounded.
+const (
+	maxKnownLocales = 1000
+	maxKnownLength  = 35 // RFC 5646, 4.4.1: enough for any real tag
+)
+
+func newMatcher(tags []language.Tag) *matcher {
+	m := &matcher{matcher: language.NewMatcher(tags)}
 	for _, t := range tags {
-		m.exact[t.String()] = t.String()
 		m.names = append(m.names, t.String())
 	}
 	return m
@@ -335,9 +346,18 @@ func newMatcher(tags []language.Tag) matcher {
 // for, then the default. A malformed tag gets the default too: a mail in
 // English is better than none.
 func (m *matcher) match(want string) string {
-	if name, ok := m.exact[want]; ok {
-		return name
+	if name, ok := m.known.Load(want); ok {
+		return name.(string) //nolint:forcetypeassert // the only type stored
 	}
+	name := m.find(want)
+	if len(want) <= maxKnownLength && m.size.Load() < maxKnownLocales {
+		m.size.Add(1)
+		m.known.Store(strings.Clone(want), name)
+	}
+	return name
+}
+
+func (m *matcher) find(want string) string {
 	tag, err := language.Parse(want)
 	if err != nil {
 		return m.names[0]
@@ -346,8 +366,8 @@ func (m *matcher) match(want string) string {
 		return m.names[i]
 	}
 	for tag = tag.Parent(); !tag.IsRoot(); tag = tag.Parent() {
-		if name, ok := m.exact[tag.String()]; ok {
-			return name
+		if i := slices.Index(m.names, tag.String()); i >= 0 {
+			return m.names[i]
 		}
 	}
 	return m.names[0]

@@ -15,7 +15,7 @@ func TestLocale_Plural(t *testing.T) {
 		`"minute": {"one": "{n} minuto", "other": "{n} minutos"}`,
 		`"minute": {"one": "{n} minuta", "few": "{n} minuty", "many": "{n} minut", "other": "{n} minuty"}`,
 	).Replace(portuguese)
-	l, err := parseLocale(language.Polish, []byte(data))
+	l, err := parseLocale(language.Polish, []byte(data), &zones{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestLocale_Format(t *testing.T) {
 		`"{hour}h{minute} ({zone})"`, `"{hour2}|{hour12}|{minute}|{am_pm}|{zone}"`,
 		`"direction"`, `"am_pm": ["a", "p"], "direction"`,
 	).Replace(portuguese)
-	l, err := parseLocale(language.Portuguese, []byte(data))
+	l, err := parseLocale(language.Portuguese, []byte(data), &zones{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestLocale_Format(t *testing.T) {
 		"2026-12-31T12:59:00+14:00": {"2026-12-31 quinta-feira", "12|12|59|p|UTC+14"},
 		"2026-12-05T23:00:00-09:30": {"2026-12-05 sábado", "23|11|00|p|UTC-9:30"},
 	} {
-		tm, err := parseTime(at, "")
+		tm, err := new(zones).parseTime(at, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,7 @@ func TestParseTime_ServerZone(t *testing.T) {
 	t.Parallel()
 	_, offset := time.Date(2026, 12, 3, 9, 0, 0, 0, time.Local).Zone()
 	at := time.Date(2026, 12, 3, 9, 0, 0, 0, time.FixedZone("", offset)).Format(time.RFC3339)
-	got, err := parseTime(at, "")
+	got, err := new(zones).parseTime(at, "")
 	if err != nil {
 		t.Fatal(err)
 	}

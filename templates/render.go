@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 )
 
 // maxPart is the most one part of a mail may render to, in bytes. A job of
@@ -32,8 +31,6 @@ func (w *workspace) Write(p []byte) (int, error) {
 	return w.buf.Write(p)
 }
 
-var workspaces = sync.Pool{New: func() any { return &workspace{root: map[string]any{}} }}
-
 // executor is what text/template and html/template have in common.
 type executor interface {
 	Execute(w io.Writer, data any) error
@@ -46,11 +43,11 @@ func (v *variant) render(t *mailTemplate, data map[string]any) (Message, error) 
 			return Message{}, &DataError{t.name, field, "must be one line, because the subject shows it"}
 		}
 	}
-	w := workspaces.Get().(*workspace) //nolint:forcetypeassert // the only type in the pool
+	w := t.pool.Get().(*workspace) //nolint:forcetypeassert // the only type in the pool
 	defer func() {
 		clear(w.root) // a patient's data does not wait in a pool
 		w.buf.Reset()
-		workspaces.Put(w)
+		t.pool.Put(w)
 	}()
 	t.shape.fill(w.root, data)
 

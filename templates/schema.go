@@ -35,7 +35,7 @@ func (s *shape) is(typ string) bool { return slices.Contains(s.types, typ) }
 func (s *shape) structured() bool { return s.props != nil || s.elem != nil }
 
 // compileSchema reads a schema.json. A returned position is a line, 0 if unknown.
-func compileSchema(name string, src []byte) (*jsonschema.Schema, *shape, int, error) {
+func compileSchema(name string, src []byte, z *zones) (*jsonschema.Schema, *shape, int, error) {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(src))
 	if err != nil {
 		return nil, nil, jsonErrorLine(src, err), fmt.Errorf("read JSON: %w", err)
@@ -52,9 +52,9 @@ func compileSchema(name string, src []byte) (*jsonschema.Schema, *shape, int, er
 	for format, check := range map[string]func(string) error{
 		"line":      checkLine,
 		"http-url":  checkURL,
-		"time-zone": checkZone,
+		"time-zone": z.check,
 		// The library's accepts leap seconds and lower case, which the renderer could not read.
-		"date-time": func(s string) error { _, err := parseTime(s, ""); return err },
+		"date-time": func(s string) error { _, err := z.parseTime(s, ""); return err },
 	} {
 		c.RegisterFormat(&jsonschema.Format{Name: format, Validate: func(v any) error {
 			if s, ok := v.(string); ok {
@@ -94,11 +94,11 @@ func checkLine(s string) error {
 	return nil
 }
 
-func checkZone(s string) error {
+func (z *zones) check(s string) error {
 	if s == "" {
 		return nil // an empty column of a CSV file
 	}
-	_, err := loadZone(s)
+	_, err := z.load(s)
 	return err
 }
 
