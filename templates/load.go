@@ -65,7 +65,7 @@ type loader struct {
 	sheet    stylesheet
 	noInline bool // for the test that inlining changes no text
 	locales  map[string]*locale
-	zones    zones
+	zones    *zones
 	layout   struct{ html, text map[string]*parse.Tree }
 }
 
@@ -129,6 +129,7 @@ func (l *loader) missing(name string) string {
 // load builds the set. Whatever can be checked although something else failed
 // is checked, so that an author sees all of it at once.
 func (l *loader) load() (*Set, error) {
+	l.zones = new(zones)
 	l.loadLocales()
 	l.loadLayout()
 	set := &Set{templates: map[string]*mailTemplate{}}
@@ -156,7 +157,7 @@ func (l *loader) loadLocales() {
 			l.report(name, 1, "a locale file is called by its BCP 47 tag in canonical form, such as pt-BR.json")
 			continue
 		}
-		loc, err := parseLocale(tag, []byte(f.data), &l.zones)
+		loc, err := parseLocale(tag, []byte(f.data), l.zones)
 		if err != nil {
 			for msg := range strings.SplitSeq(err.Error(), "\n") {
 				l.report(name, jsonErrorLine([]byte(f.data), err), "%s", msg)
@@ -293,7 +294,7 @@ func (l *loader) loadTemplate(name string, folders []string) *mailTemplate {
 	if l.has(schemaFile) {
 		var line int
 		var err error
-		if t.schema, t.shape, line, err = compileSchema(name, []byte(l.files[schemaFile].data), &l.zones); err != nil {
+		if t.schema, t.shape, line, err = compileSchema(name, []byte(l.files[schemaFile].data), l.zones); err != nil {
 			l.report(schemaFile, line, "%s", err)
 		}
 	}
