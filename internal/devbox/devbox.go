@@ -306,7 +306,7 @@ func (b *box) links() links {
 		Commands: []command{
 			{"One email", env + ` go run ./cmd/enqueue email --to "Ada Lovelace <ada@example.com>" --template welcome --data '{"name":"Ada"}'`},
 			{"One of your own words, in five seconds", env + ` go run ./cmd/enqueue email --to grace@example.com --subject "Hello" --body "Hello Grace" --delay 5s`},
-			{"One for each line of a file", env + ` go run ./cmd/enqueue bulk recipients.csv --template appointment-reminder`},
+			{"One for each line of a file", env + ` go run ./cmd/enqueue bulk testdata/recipients.csv --template appointment-reminder`},
 		},
 	}
 }

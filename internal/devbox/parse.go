@@ -64,6 +64,9 @@ func parseMail(raw []byte) *parsed {
 		p.problem("the message cannot be read", err)
 		return p
 	}
+	if err != nil {
+		p.problem("the body's encoding is not known", err)
+	}
 	header := mail.Header{Header: entity.Header}
 	p.From, p.To = p.addresses(header, "From"), p.addresses(header, "To")
 	p.Cc, p.ReplyTo = p.addresses(header, "Cc"), p.addresses(header, "Reply-To")

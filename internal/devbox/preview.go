@@ -56,12 +56,22 @@ func (p *preview) list(rw http.ResponseWriter, _ *http.Request) {
 	writeJSON(rw, http.StatusOK, view)
 }
 
-// problemLines are the problems joined in err, one each.
+// problemLines are the problems joined in err, one each, without the heading
+// that says what was being done.
 func problemLines(err error) []string {
+	lines := []string{}
 	if err == nil {
-		return []string{}
+		return lines
 	}
-	return strings.Split(strings.TrimSpace(err.Error()), "\n")
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) > 1 && strings.HasSuffix(lines[0], ":") {
+		lines = lines[1:]
+	}
+	return lines
 }
 
 type renderRequest struct {
