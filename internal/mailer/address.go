@@ -23,7 +23,7 @@ func parseAddress(field, s string) (*mail.Address, error) {
 		return nil, problem(field + " holds a control character or invalid UTF-8")
 	}
 	a, err := mail.ParseAddress(s)
-	if err != nil {
+	if err != nil || strings.HasSuffix(strings.TrimSpace(s), ";") { // a group of one
 		return nil, problem(field + " is not a single email address")
 	}
 	// An encoded word in the name may decode to anything.

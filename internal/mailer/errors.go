@@ -96,8 +96,10 @@ func (e *Error) Error() string {
 	b := make([]byte, 0, 96)
 	b = append(b, "send mail: "...)
 	b = append(b, e.Phase...)
-	b = append(b, ": "...)
-	b = append(b, e.Reason...)
+	if string(e.Reason) != string(e.Phase) {
+		b = append(b, ": "...)
+		b = append(b, e.Reason...)
+	}
 	if e.Code != 0 {
 		b = append(b, ' ')
 		b = strconv.AppendInt(b, int64(e.Code), 10)

@@ -604,7 +604,7 @@ func TestMailer_Send_connectionRefused(t *testing.T) {
 	if e == nil || e.Reason != ReasonConnect || !e.ProviderFault() || !errors.Is(e, syscall.ECONNREFUSED) || e.RetryAfter() <= 0 {
 		t.Fatalf("error = %#v, want a refused connection with a time to come back", e)
 	}
-	if want := "send mail: connect: connect: connection refused (provider 127.0.0.1)"; e.Error() != want {
+	if want := "send mail: connect: connection refused (provider 127.0.0.1)"; e.Error() != want {
 		t.Errorf("text = %q, want %q", e, want)
 	}
 }
@@ -644,7 +644,7 @@ func TestMailer_TLS(t *testing.T) {
 			if !ok || e.Reason != tt.reason || e.Phase != PhaseTLS {
 				t.Fatalf("check = %+v, want %s", r, tt.reason)
 			}
-			if e.Error() == "send mail: tls: tls (provider 127.0.0.1)" {
+			if e.Error() == "send mail: tls (provider 127.0.0.1)" {
 				t.Errorf("%q does not say what to do", e)
 			}
 		})

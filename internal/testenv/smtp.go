@@ -231,9 +231,7 @@ func (s *SMTPServer) accept() {
 		s.wg.Go(func() {
 			defer func() {
 				_ = c.Close()
-				s.mu.Lock()
-				delete(s.conns, c)
-				s.mu.Unlock()
+				s.forgetConn(c)
 			}()
 			select {
 			case <-s.done:
@@ -243,6 +241,12 @@ func (s *SMTPServer) accept() {
 			(&smtpSession{s: s, raw: c}).run()
 		})
 	}
+}
+
+func (s *SMTPServer) forgetConn(c net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
 }
 
 // find returns the first fault of a kind that has uses left, without using it.
@@ -367,7 +371,7 @@ func (c *smtpSession) readLine() (string, error) {
 			return "", err
 		}
 	}
-	if f, ok := c.s.find(kindDropIdle); ok {
+	if f, ok := c.s.find(kindDropIdle); ok && c.mails > 0 && !c.hasFrom {
 		_ = c.raw.SetReadDeadline(time.Now().Add(f.pause))
 		defer c.raw.SetReadDeadline(time.Time{}) //nolint:errcheck // a closed socket tells by its next read
 	}
@@ -490,6 +494,8 @@ func (c *smtpSession) command(line string) error {
 	case "NOOP":
 		c.reply(250, "2.0.0 Ok")
 	case "QUIT":
+		// The client may take the answer as leave to open the next connection.
+		c.s.forgetConn(c.raw)
 		c.reply(221, "2.0.0 Bye")
 		return errHangUp
 	}

@@ -116,7 +116,7 @@ func Every421(n int) Fault { return Fault{kind: kindEvery421, n: max(n, 1)} }
 // CloseAfterAccept closes the connection right after the 250 of a message.
 func CloseAfterAccept() Fault { return Fault{kind: kindCloseAfterAccept, stage: StageVerdict} }
 
-// DropIdle closes connections that send nothing for d.
+// DropIdle closes connections on which d passes between two messages.
 func DropIdle(d time.Duration) Fault { return Fault{kind: kindDropIdle, pause: d} }
 
 // DataAnyway answers DATA with 354 even if no recipient was accepted, which
