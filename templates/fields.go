@@ -127,10 +127,10 @@ func (c *fieldCheck) branch(n *parse.BranchNode, dot *shape) {
 	mark := len(c.vars)
 	value := c.pipe(n.Pipe, dot)
 	inner := dot
-	switch n.NodeType {
-	case parse.NodeWith:
+	switch {
+	case n.NodeType == parse.NodeWith:
 		inner = value
-	case parse.NodeRange:
+	case n.NodeType == parse.NodeRange:
 		inner = elemOf(value)
 		// The variables of range hold key and element, not the list.
 		switch decl := c.vars[mark:]; len(n.Pipe.Decl) {
@@ -170,8 +170,6 @@ func (c *fieldCheck) pipe(p *parse.PipeNode, dot *shape) *shape {
 		if p.IsAssign {
 			for i := range slices.Backward(c.vars) {
 				if c.vars[i].name == v.Ident[0] {
-					// It may hold either value from here on; what was declared first is
-					// only kept where the new one says nothing.
 					c.vars[i].s = value
 					break
 				}

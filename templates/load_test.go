@@ -197,6 +197,10 @@ func TestLoad_Directory(t *testing.T) {
 		"welcome/pt/subject.txt": "Boas-vindas\r\n",
 		"welcome/pt/body.html":   `{{define "preheader"}}Sua conta.{{end}}<h1>Olá, {{.name}}</h1>`,
 		"welcome/pt/body.txt":    "Olá, {{.name}}",
+		// Has no data of its own: German serves Switzerland.
+		"welcome/de-CH/subject.txt": "Grüezi",
+		"welcome/de-CH/body.html":   `{{define "preheader"}}x{{end}}<p>{{.name}}</p>`,
+		"welcome/de-CH/body.txt":    "{{.name}}",
 		// Replaces one locale of a built-in template.
 		"one-time-code/de/subject.txt": "Code",
 		"one-time-code/de/body.html":   `{{define "preheader"}}Ihr Code.{{end}}<p class="code">{{.code}}</p>`,
@@ -227,7 +231,7 @@ func TestLoad_Directory(t *testing.T) {
 		"one-time-code":        {"de", "en", "es"},
 		"password-reset":       {"en"},
 		"survey":               {"en"},
-		"welcome":              {"de", "en", "es", "pt"},
+		"welcome":              {"de", "de-CH", "en", "es", "pt"},
 	}
 	for name, locales := range want {
 		if !slices.Equal(got[name], locales) {
@@ -245,6 +249,12 @@ func TestLoad_Directory(t *testing.T) {
 	if m.Locale != "pt" || m.Subject != "Boas-vindas" || !strings.HasPrefix(m.Text, "Olá, Łukasz\n") ||
 		!strings.Contains(m.HTML, `lang="pt"`) || !strings.Contains(m.Text, "Mensagem automática") {
 		t.Errorf("pt-BR rendered %+v", m)
+	}
+	for locale, want := range map[string]string{"de-CH": "de-CH", "de-AT": "de", "de": "de", "pt-PT": "pt"} {
+		m, err := set.Render("welcome", locale, map[string]any{"name": "Ada"})
+		if err != nil || m.Locale != want || !strings.Contains(m.HTML, `lang="`+want+`"`) {
+			t.Errorf("%s rendered in %q, want %q: %v", locale, m.Locale, want, err)
+		}
 	}
 	m, err = set.Render("one-time-code", "de-AT", map[string]any{"code": "123456", "expires_in": 5})
 	if err != nil {

@@ -280,7 +280,7 @@ type zones struct {
 
 func (z *zones) load(name string) (*time.Location, error) {
 	if loc, ok := z.known.Load(name); ok {
-		return loc.(*time.Location), nil //nolint:forcetypeassert // the only type stored
+		return loc.(*time.Location), nil // the only type stored
 	}
 	// "Local" is the server's zone, which says nothing about the recipient.
 	if name == "" || name == "Local" {
@@ -347,7 +347,7 @@ func newMatcher(tags []language.Tag) *matcher {
 // English is better than none.
 func (m *matcher) match(want string) string {
 	if name, ok := m.known.Load(want); ok {
-		return name.(string) //nolint:forcetypeassert // the only type stored
+		return name.(string) // the only type stored
 	}
 	name := m.find(want)
 	if len(want) <= maxKnownLength && m.size.Load() < maxKnownLocales {

@@ -43,7 +43,7 @@ func (v *variant) render(t *mailTemplate, data map[string]any) (Message, error) 
 			return Message{}, &DataError{t.name, field, "must be one line, because the subject shows it"}
 		}
 	}
-	w := t.pool.Get().(*workspace) //nolint:forcetypeassert // the only type in the pool
+	w := t.pool.Get().(*workspace) // the only type in the pool
 	defer func() {
 		clear(w.root) // a patient's data does not wait in a pool
 		w.buf.Reset()

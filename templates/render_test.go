@@ -284,14 +284,14 @@ func elements(t testing.TB, source string) []string {
 	}
 	var all []string
 	for n := range doc.Descendants() {
-		switch n.Type {
-		case html.ElementNode:
+		switch {
+		case n.Type == html.ElementNode:
 			s := n.Data
 			for _, a := range n.Attr {
 				s += " " + a.Key
 			}
 			all = append(all, s)
-		case html.CommentNode:
+		case n.Type == html.CommentNode:
 			all = append(all, "<!--"+n.Data)
 		}
 	}

@@ -75,7 +75,7 @@ func (s *Set) List() []Info {
 		list = append(list, Info{
 			Name:    name,
 			Locales: slices.Sorted(maps.Keys(t.locales)),
-			Sample:  copyJSON(t.sample).(map[string]any), //nolint:forcetypeassert // a copy of what it was given
+			Sample:  copyJSON(t.sample).(map[string]any), // a copy of what it was given
 		})
 	}
 	return list
