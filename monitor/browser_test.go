@@ -30,7 +30,7 @@ func browser(t *testing.T) context.Context {
 	if path == "" {
 		t.Fatal("no Chromium on PATH: this test looks at the dashboard in a real browser; `task setup` installs it")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun,

@@ -316,6 +316,13 @@ func TestMonitor_dashboardChangesNothing(t *testing.T) {
 			}
 		}
 	}
+	if res, _ := request(t, http.MethodPost, web.URL+"/monitor/", nil); res.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST to the page: %d", res.StatusCode)
+	}
+	// The page then offers no buttons.
+	if _, body := get(t, web.URL+"/monitor/"); !strings.Contains(body, `FLAG_READ_ONLY="true"`) {
+		t.Errorf("the page does not know that it is read-only:\n%s", body)
+	}
 	// An old browser sends only Origin.
 	res, _ := request(t, http.MethodPost, api+"/queues/email:bulk:pause", func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") })
 	if res.StatusCode != http.StatusForbidden {
