@@ -201,7 +201,7 @@ func (s *syncBuilder) String() string {
 }
 
 // setup starts Redis and SMTP and makes a worker that is not started yet.
-func setup(t *testing.T, cfg Config, redis *testenv.RedisServer, smtp *testenv.SMTPServer) *bed {
+func setup(t testing.TB, cfg Config, redis *testenv.RedisServer, smtp *testenv.SMTPServer) *bed {
 	t.Helper()
 	b := &bed{redis: redis, smtp: smtp, logs: &syncBuilder{}}
 	b.rdb = b.redis.Open(t)
@@ -233,7 +233,7 @@ func setup(t *testing.T, cfg Config, redis *testenv.RedisServer, smtp *testenv.S
 	return b
 }
 
-func (b *bed) start(t *testing.T) {
+func (b *bed) start(t testing.TB) {
 	t.Helper()
 	if err := b.worker.Start(t.Context()); err != nil {
 		t.Fatal(err)
