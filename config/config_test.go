@@ -159,6 +159,28 @@ func TestLoad_redis(t *testing.T) {
 	}
 }
 
+func TestConfig_Settings_showWhatIsInEffect(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ env, empty, shown string }{
+		{"REDIS_URL=redis://redis/3|REDIS_PORT=tcp://10.0.0.1:6379", "REDIS_HOST REDIS_PORT REDIS_TLS REDIS_DB", "REDIS_URL"},
+		{"REDIS_CLUSTER=a:1", "REDIS_HOST REDIS_PORT REDIS_URL", "REDIS_CLUSTER REDIS_TLS"},
+		{"REDIS_HOST=redis", "REDIS_URL", "REDIS_HOST REDIS_PORT REDIS_TLS REDIS_DB"},
+	} {
+		c, err := Load(strings.Split(tt.env, "|"), t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range c.Settings() {
+			if slices.Contains(strings.Fields(tt.empty), s.Name) && s.Value != "" {
+				t.Errorf("%s: %s is shown as %q, but has no effect", tt.env, s.Name, s.Value)
+			}
+			if slices.Contains(strings.Fields(tt.shown), s.Name) && s.Value == "" {
+				t.Errorf("%s: %s is in effect, but not shown", tt.env, s.Name)
+			}
+		}
+	}
+}
+
 func TestLoad_certificatesForTheCacheAlone(t *testing.T) {
 	t.Parallel()
 	dir := setup(t, map[string]string{"ca.pem": "x"})

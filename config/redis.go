@@ -40,6 +40,7 @@ func (r *reader) redis() rediskit.Config {
 		}
 		cfg = parsed
 		r.agreeWithURL(cfg, useTLS, db)
+		r.unused("REDIS_TLS", "REDIS_DB")
 	case sentinels != "":
 		cfg.Addrs, cfg.Master = r.addresses("REDIS_SENTINELS"), master
 		if master == "" {
@@ -60,11 +61,21 @@ func (r *reader) redis() rediskit.Config {
 		}
 		cfg.Addrs = []string{net.JoinHostPort(strings.Trim(host, "[]"), port)}
 	}
+	if len(ways) > 0 && !r.isSet("REDIS_HOST") {
+		r.unused("REDIS_HOST", "REDIS_PORT")
+	}
 	if master != "" && sentinels == "" {
 		r.wrong("REDIS_MASTER_NAME", "is of use only with REDIS_SENTINELS, which is not set")
 	}
 	r.login(&cfg, username, password)
 	return r.validRedis(cfg, append(ways, "REDIS_HOST")[0])
+}
+
+// unused empties settings that have no effect next to the chosen way.
+func (r *reader) unused(names ...string) {
+	for _, name := range names {
+		r.settings[name] = Setting{Name: name, Source: SourceDefault}
+	}
 }
 
 // agreeWithURL reports variables that say something else than the URL.
