@@ -154,10 +154,10 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 	if err != nil {
 		return err
 	}
-	defer in.close()
-	src, err := f.source(in)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", in.name, err)
+	defer func() { err = errors.Join(err, in.close()) }()
+	src, openErr := f.source(in)
+	if openErr != nil {
+		return fmt.Errorf("read %s: %w", in.name, openErr)
 	}
 
 	m := mailing{
@@ -172,7 +172,7 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 	if f.priority.value == "" && f.queue == "" {
 		f.priority.value = string(tasks.Bulk)
 	}
-	if f.rate.limit > 0 {
+	if f.rate.limit > 0 && !f.dryRun {
 		// A tenth of a second's worth at once keeps the pace even.
 		m.limiter = rate.NewLimiter(f.rate.limit, int(min(max(f.rate.limit/10, 1), backlogRecords)))
 	}
@@ -210,15 +210,15 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 	}
 	stopped := errors.Join(m.run(ctx), m.rejects.close())
 	m.progress.finish(p.Stderr)
+	if _, ok := errors.AsType[*cli.UsageError](stopped); ok {
+		return stopped
+	}
 	sum := f.summary(&m, in, runKey, stopped != nil)
 	if err := sum.print(p.Stdout, *f.output); err != nil {
 		return err
 	}
 	switch {
 	case stopped != nil:
-		if _, ok := errors.AsType[*cli.UsageError](stopped); ok {
-			return stopped
-		}
 		return fmt.Errorf("%w: stopped before line %d of %s; to go on: %s", stopped, m.resume, in.name, sum.howToGoOn())
 	case m.counts.rejected > 0 && f.dryRun:
 		return fmt.Errorf("%d of %d lines of %s cannot be sent", m.counts.rejected, m.counts.total(), in.name)
@@ -381,7 +381,11 @@ func openInput(name string, stdin io.Reader) (*input, error) {
 	if info, err := file.Stat(); err == nil && info.IsDir() {
 		return nil, errors.Join(fmt.Errorf("open input: %s is a directory", name), file.Close())
 	}
-	return &input{name: name, rejected: name + ".rejected", r: file, size: fileSize(file), close: file.Close}, nil
+	in := &input{name: name, rejected: name + ".rejected", r: file, size: fileSize(file), close: file.Close}
+	if strings.HasPrefix(name, "/dev/") { // such as the shell's <(command): nothing can be written beside it
+		in.rejected = "stdin.rejected"
+	}
+	return in, nil
 }
 
 func fileSize(file *os.File) int64 {

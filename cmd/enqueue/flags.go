@@ -42,6 +42,27 @@ func addChoice(cmd *cobra.Command, name, usage, value string, allowed ...string)
 	return c
 }
 
+// moment is a flag whose value is a point in time.
+type moment struct{ time.Time }
+
+func (m *moment) Type() string { return "time" }
+
+func (m *moment) String() string {
+	if m.IsZero() {
+		return ""
+	}
+	return m.Format(time.RFC3339)
+}
+
+func (m *moment) Set(s string) error {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return errors.New("must look like 2027-01-31T09:00:00+01:00 or 2027-01-31T08:00:00Z")
+	}
+	m.Time = t
+	return nil
+}
+
 // messageFlags are the flags about what is sent that all commands share.
 type messageFlags struct {
 	template, from, replyTo, locale, unsubscribe string
@@ -91,7 +112,7 @@ func (m *messageFlags) email() (tasks.Email, error) {
 // jobFlags are the flags about when and how a job runs; all commands share them.
 type jobFlags struct {
 	delay, timeout, retention, deadline time.Duration
-	at                                  time.Time
+	at                                  moment
 	priority                            *choice
 	queue, key                          string
 	maxRetry                            int
@@ -101,7 +122,7 @@ func addJobFlags(cmd *cobra.Command, keyUsage string) *jobFlags {
 	var j jobFlags
 	f := cmd.Flags()
 	f.DurationVar(&j.delay, "delay", 0, "send after this time, such as 5s or 2h")
-	f.TimeVar(&j.at, "at", time.Time{}, []string{time.RFC3339}, "send at this `time` (RFC 3339), such as 2027-01-31T09:00:00+01:00")
+	f.Var(&j.at, "at", "send at this `time` (RFC 3339), such as 2027-01-31T09:00:00+01:00")
 	j.priority = addChoice(cmd, "priority", "queue by urgency (default: the class's)", "",
 		string(tasks.Critical), string(tasks.Default), string(tasks.Bulk))
 	f.StringVar(&j.queue, "queue", "", "queue by `name`, for workers that have queues of their own")
@@ -140,9 +161,9 @@ func (j *jobFlags) options(now time.Time) []tasks.Option {
 		opts = append(opts, tasks.Delay(j.delay))
 		due = now.Add(j.delay)
 	case !j.at.IsZero():
-		opts = append(opts, tasks.At(j.at))
+		opts = append(opts, tasks.At(j.at.Time))
 		if j.at.After(now) {
-			due = j.at
+			due = j.at.Time
 		}
 	}
 	if j.priority.value != "" {
@@ -169,7 +190,11 @@ func (j *jobFlags) options(now time.Time) []tasks.Option {
 // problemsOf takes the single problems out of what Validate and Check return. ok is false when there is
 // something else in err.
 func problemsOf(err error) (found []problem, ok bool) {
-	if joined, many := err.(interface{ Unwrap() []error }); many {
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
+		joined, many := inner.(interface{ Unwrap() []error })
+		if !many {
+			continue
+		}
 		for _, e := range joined.Unwrap() {
 			some, ok := problemsOf(e)
 			if !ok {
@@ -179,14 +204,11 @@ func problemsOf(err error) (found []problem, ok bool) {
 		}
 		return found, len(found) > 0
 	}
-	switch e := err.(type) {
-	case *tasks.ValidationError:
-		return []problem{{Field: e.Field, Problem: e.Problem}}, true
-	case *templates.DataError:
+	if e, ok := errors.AsType[*tasks.ValidationError](err); ok {
 		return []problem{{Field: e.Field, Problem: e.Problem}}, true
 	}
-	if inner := errors.Unwrap(err); inner != nil {
-		return problemsOf(inner)
+	if e, ok := errors.AsType[*templates.DataError](err); ok {
+		return []problem{{Field: e.Field, Problem: e.Problem}}, true
 	}
 	return nil, false
 }

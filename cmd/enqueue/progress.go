@@ -27,14 +27,14 @@ func newProgress(p cli.Process, size int64) *progress {
 	if !ok || !term.IsTerminal(int(file.Fd())) || slices.Contains(p.Environ, "TERM=dumb") {
 		return nil
 	}
-	return startProgress(file, size)
-}
-
-func startProgress(w io.Writer, size int64) *progress {
+	width := progressbar.OptionFullWidth()
+	if columns, _, err := term.GetSize(int(file.Fd())); err != nil || columns == 0 {
+		width = progressbar.OptionSetWidth(40) // a terminal that does not know its size
+	}
 	return &progress{
 		bar: progressbar.NewOptions64(size,
-			progressbar.OptionSetWriter(w),
-			progressbar.OptionFullWidth(),
+			progressbar.OptionSetWriter(file),
+			width,
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionSetElapsedTime(true),
 			progressbar.OptionShowDescriptionAtLineEnd(),

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // Exit codes of every postroom binary.
@@ -52,8 +53,12 @@ func Usagef(format string, args ...any) error {
 func Main(build func(Process) *cobra.Command) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// Until stop is called a further signal would be swallowed.
-	context.AfterFunc(ctx, stop)
+	defer context.AfterFunc(ctx, func() {
+		stop() // until then a further signal would be swallowed
+		if term.IsTerminal(int(os.Stderr.Fd())) {
+			fmt.Fprintf(os.Stderr, "\n%v: finishing what has begun; once more quits at once\n", context.Cause(ctx))
+		}
+	})()
 
 	// A working directory that is gone only means that there is no .env in it.
 	dir, err := os.Getwd()
