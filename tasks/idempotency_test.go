@@ -155,6 +155,26 @@ func TestProducer_IdempotencyKey_DiedBeforeConfirm(t *testing.T) {
 	}
 }
 
+// The job is there, but cannot be looked at.
+func TestProducer_IdempotencyKey_JobInLostQueue(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	first := send(t, p, message(), IdempotencyKey("k"))
+	unconfirmed, err := json.Marshal(newRecord(first, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.rdb.Set(t.Context(), p.recordKey("k"), unconfirmed, time.Hour).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.rdb.SRem(t.Context(), "asynq:queues", first.Queue).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if second := send(t, p, message(), IdempotencyKey("k")); !second.Duplicate || second.ID != first.ID {
+		t.Errorf("second receipt = %+v, want a duplicate of %+v", second, first)
+	}
+}
+
 func TestProducer_IdempotencyKey_UnreadableRecord(t *testing.T) {
 	t.Parallel()
 	p := setup(t)

@@ -205,7 +205,33 @@ func TestProducer_EnqueueMany_Concurrent(t *testing.T) {
 	}
 }
 
-// gatedClient holds every script back until release.
+// Leaving the loop does not wait for Redis.
+func TestProducer_EnqueueMany_BreakStopsCalls(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	gate := &gatedClient{UniversalClient: p.rdb, release: make(chan struct{}), entered: make(chan struct{}, manyCalls)}
+	gated, err := NewProducer(gate, Namespace(p.namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	items := func(yield func(Item) bool) {
+		bad := message()
+		bad.To = "nobody"
+		for more := yield(Item{Email: bad}); more; more = yield(Item{Email: message()}) {
+		}
+	}
+	for i, r := range gated.EnqueueMany(t.Context(), items) {
+		if i != 0 || r.Err == nil {
+			t.Errorf("result %d = %+v, want that of the bad message", i, r)
+		}
+		break
+	}
+	if queues, err := p.inspector.Queues(); err != nil || slices.Contains(queues, EmailQueue(p.namespace, Default)) && size(t, p, EmailQueue(p.namespace, Default)) != 0 {
+		t.Errorf("jobs were accepted after the loop was left (%v)", err)
+	}
+}
+
+// gatedClient holds every script back until release, or until its context ends.
 type gatedClient struct {
 	redis.UniversalClient
 
@@ -218,6 +244,12 @@ func (c *gatedClient) EvalSha(ctx context.Context, sha string, keys []string, ar
 	case c.entered <- struct{}{}:
 	default:
 	}
-	<-c.release
+	select {
+	case <-c.release:
+	case <-ctx.Done():
+		cmd := redis.NewCmd(ctx)
+		cmd.SetErr(ctx.Err())
+		return cmd
+	}
 	return c.UniversalClient.EvalSha(ctx, sha, keys, args...)
 }

@@ -88,6 +88,27 @@ func TestProducer_SendEmail_Defaults(t *testing.T) {
 	}
 }
 
+func TestProducer_SendEmail_Trace(t *testing.T) {
+	t.Parallel()
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	tests := []struct{ name, parent, state, wantParent, wantState string }{
+		{"none", "", "", "", ""},
+		{"parent", parent, "", parent, ""},
+		{"both", parent, "a=b", parent, "a=b"},
+		{"state alone", "", "a=b", "", ""},
+		{"bad parent", parent + "0", "a=b", "", ""},
+		{"bad state", parent, "a=b\r\n", parent, ""},
+		{"long state", parent, strings.Repeat("a", 513), parent, ""},
+	}
+	for _, tt := range tests {
+		p := setup(t, TraceFrom(func(context.Context) (string, string) { return tt.parent, tt.state }))
+		headers := stored(t, p, send(t, p, message())).Headers
+		if headers[HeaderTraceParent] != tt.wantParent || headers[HeaderTraceState] != tt.wantState {
+			t.Errorf("%s: headers = %q, want %q and %q", tt.name, headers, tt.wantParent, tt.wantState)
+		}
+	}
+}
+
 func TestProducer_SendEmail_Delayed(t *testing.T) {
 	t.Parallel()
 	p := setup(t)
@@ -154,7 +175,8 @@ func TestReceipt_JSON(t *testing.T) {
 func TestProducer_AnnouncesQueueAgain(t *testing.T) {
 	t.Parallel()
 	rdb := testenv.Redis(t).Open(t)
-	p := newProducer(t, rdb)
+	var failure error
+	p := newProducer(t, announcingClient{rdb, &failure})
 	now := time.Now()
 	p.now = func() time.Time { return now }
 	announced := func() bool {
@@ -182,6 +204,37 @@ func TestProducer_AnnouncesQueueAgain(t *testing.T) {
 	if !announced() {
 		t.Error("the queue stays invisible")
 	}
+
+	// A failed announcement is an error of that call, and is made up for.
+	if err := rdb.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(republish)
+	failure = errors.New("connection reset")
+	if r, err := p.SendEmail(t.Context(), message()); !errors.Is(err, failure) || errors.Is(err, ErrUnconfirmed) || r != (Receipt{}) {
+		t.Errorf("SendEmail() = %+v, %v; want no receipt and %v", r, err, failure)
+	}
+	failure = nil
+	send(t, p, message())
+	if !announced() {
+		t.Error("the queue stays invisible after a failed announcement")
+	}
+}
+
+// announcingClient fails announcements while failure is set.
+type announcingClient struct {
+	redis.UniversalClient
+
+	failure *error
+}
+
+func (c announcingClient) SAdd(ctx context.Context, key string, members ...any) *redis.IntCmd {
+	if *c.failure != nil {
+		cmd := redis.NewIntCmd(ctx)
+		cmd.SetErr(*c.failure)
+		return cmd
+	}
+	return c.UniversalClient.SAdd(ctx, key, members...)
 }
 
 func TestProducer_SendEmail_RedisDown(t *testing.T) {
