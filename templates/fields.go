@@ -127,10 +127,10 @@ func (c *fieldCheck) branch(n *parse.BranchNode, dot *shape) {
 	mark := len(c.vars)
 	value := c.pipe(n.Pipe, dot)
 	inner := dot
-	switch {
-	case n.NodeType == parse.NodeWith:
+	switch n.NodeType {
+	case parse.NodeWith:
 		inner = value
-	case n.NodeType == parse.NodeRange:
+	case parse.NodeRange:
 		inner = elemOf(value)
 		// The variables of range hold key and element, not the list.
 		switch decl := c.vars[mark:]; len(n.Pipe.Decl) {

@@ -61,7 +61,7 @@ func (f *folder) constant(n *parse.ActionNode) (string, bool) {
 			literal = s.Text
 		}
 	}
-	text := ""
+	var text string
 	switch {
 	case id.Ident == "lang":
 		text = f.loc.lang

@@ -202,10 +202,10 @@ func (s *stylesheet) inline(src string, report func(line int, problem string)) s
 		raw := len(z.Raw())
 		if kind == html.StartTagToken || kind == html.SelfClosingTagToken {
 			tag := z.Token()
-			if edit, at, drop := s.edit(tag, src[offset:offset+raw], blanked[offset:offset+raw], problem); edit != "" {
+			if edit, at := s.edit(tag, blanked[offset:offset+raw], problem); edit != "" {
 				out.WriteString(src[copied : offset+at])
 				out.WriteString(edit)
-				copied = offset + at + drop
+				copied = offset + at
 			}
 		}
 		offset += raw
@@ -214,9 +214,8 @@ func (s *stylesheet) inline(src string, report func(line int, problem string)) s
 	return strings.Replace(out.String(), stylesheetMark, s.rest, 1)
 }
 
-// edit returns what to write into a tag, at which byte of it, and how many
-// bytes of it that replaces.
-func (s *stylesheet) edit(tag html.Token, src, blanked string, problem func(string, ...any)) (edit string, at, drop int) {
+// edit returns what to write into a tag and before which byte of it.
+func (s *stylesheet) edit(tag html.Token, blanked string, problem func(string, ...any)) (edit string, at int) {
 	var classes []string
 	hasStyle, hasAlt := false, false
 	for _, a := range tag.Attr {
@@ -237,19 +236,19 @@ func (s *stylesheet) edit(tag html.Token, src, blanked string, problem func(stri
 	}
 	style := s.style(tag.Data, classes)
 	if style == "" {
-		return "", 0, 0
+		return "", 0
 	}
 	if !hasStyle {
 		// After the tag's name, which starts after the angle bracket.
-		return ` style="` + style + `"`, 1 + len(tag.Data), 0
+		return ` style="` + style + `"`, 1 + len(tag.Data)
 	}
 	// The element's own declarations come last and so win.
 	at = attributeValue(blanked, "style")
 	if at < 0 {
 		problem("<%s>: write style=\"…\" with double quotes and no spaces around =", tag.Data)
-		return "", 0, 0
+		return "", 0
 	}
-	return style + ";", at, 0
+	return style + ";", at
 }
 
 // attributeValue returns where the double-quoted value of an attribute begins.

@@ -445,7 +445,7 @@ func textSet(loc *locale, trees map[string]*parse.Tree, main string) (*texttempl
 }
 
 func htmlSet(loc *locale, trees map[string]*parse.Tree) (*htmltemplate.Template, error) {
-	t := htmltemplate.New("").Funcs(htmltemplate.FuncMap(loc.funcs())).Option("missingkey=error")
+	t := htmltemplate.New("").Funcs(loc.funcs()).Option("missingkey=error")
 	f := folder{loc: loc, html: true}
 	for name, tree := range trees {
 		tree = tree.Copy()

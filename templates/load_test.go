@@ -27,7 +27,7 @@ func TestLoad_Faults(t *testing.T) {
 		"parse-error":            {en + "body.html:3: unexpected EOF"},
 		"escape-error":           {en + "body.html:3: {{if}} branches end in different contexts"},
 		"unknown-field": {
-			en + "body.html:2: unknown field nmae in .nmae",
+			en + "body.html:2: unknown field fullname in .fullname",
 			en + "body.html:4: unknown field titel in .titel",
 			en + "body.txt:2: unknown field stret in .stret",
 		},
@@ -90,12 +90,12 @@ func TestLoad_Faults(t *testing.T) {
 			`layout/body.html:1: the layout has no {{template "content" .}}`,
 		},
 		"several": {
-			en + "body.html:2: unknown field nmae",
+			en + "body.html:2: unknown field fullname",
 			en + "body.txt:1: missing value for if",
 			"notice/sample.json:1: the file is missing",
 			"welcome/en/body.html:1: the file is missing",
 			"welcome/en/body.txt:1: the file is missing",
-			"welcome/en/subject.txt:1: unknown field nmae",
+			"welcome/en/subject.txt:1: unknown field fullname",
 		},
 	}
 	for name, want := range tests {

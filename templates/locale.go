@@ -214,15 +214,15 @@ func (l *locale) duration(d time.Duration) string {
 		if unit.name == "day" && d < 48*time.Hour {
 			continue
 		}
-		n := d / unit.len
+		n := int(d / unit.len)
 		if n == 0 {
 			if len(words) > 0 {
 				break // "2 days and 5 seconds" would claim a precision nobody wants
 			}
 			continue
 		}
-		d -= n * unit.len
-		words = append(words, l.count(unit.name, int(n)))
+		d %= unit.len
+		words = append(words, l.count(unit.name, n))
 		if len(words) == 2 {
 			break
 		}

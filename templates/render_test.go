@@ -157,7 +157,7 @@ func TestSet_Render_Accessible(t *testing.T) {
 			if headings != 1 {
 				t.Errorf("%s/%s: %d h1", info.Name, locale, headings)
 			}
-			for _, line := range strings.Split(m.Text, "\n") {
+			for line := range strings.SplitSeq(m.Text, "\n") {
 				if strings.ContainsAny(line, "{}") || strings.Contains(line, "<no value>") {
 					t.Errorf("%s/%s: text part has %q", info.Name, locale, line)
 				}
@@ -284,15 +284,15 @@ func elements(t testing.TB, source string) []string {
 	}
 	var all []string
 	for n := range doc.Descendants() {
-		switch {
-		case n.Type == html.ElementNode:
+		if n.Type == html.CommentNode {
+			all = append(all, "<!--"+n.Data)
+		}
+		if n.Type == html.ElementNode {
 			s := n.Data
 			for _, a := range n.Attr {
 				s += " " + a.Key
 			}
 			all = append(all, s)
-		case n.Type == html.CommentNode:
-			all = append(all, "<!--"+n.Data)
 		}
 	}
 	return all

@@ -338,17 +338,21 @@ func dataErrors(template string, err error) error {
 	var errs []error
 	for _, leaf := range leaves(v) {
 		path := leaf.InstanceLocation
+		var missing []string
 		switch k := leaf.ErrorKind.(type) {
 		case *kind.Required:
-			for _, name := range k.Missing {
-				errs = append(errs, &DataError{template, fieldName(append(slices.Clip(path), name)), "is required"})
-			}
+			missing = k.Missing
+		case *kind.DependentRequired:
+			missing = k.Missing
 		case *kind.AdditionalProperties:
 			for _, name := range k.Properties {
 				errs = append(errs, &DataError{template, fieldName(append(slices.Clip(path), name)), "is not a field of this template"})
 			}
 		default:
 			errs = append(errs, &DataError{template, fieldName(path), problemOf(leaf)})
+		}
+		for _, name := range missing {
+			errs = append(errs, &DataError{template, fieldName(append(slices.Clip(path), name)), "is required"})
 		}
 	}
 	if len(errs) == 1 {

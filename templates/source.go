@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -64,9 +65,7 @@ func readSources(dir string) (tree, error) {
 			delete(files, name)
 		}
 	}
-	for name, f := range own {
-		files[name] = f
-	}
+	maps.Copy(files, own)
 	return files, nil
 }
 

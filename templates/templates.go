@@ -1,7 +1,6 @@
 package templates
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 )
@@ -108,9 +107,4 @@ func (t *mailTemplate) check(data map[string]any) error {
 		return dataErrors(t.name, err)
 	}
 	return nil
-}
-
-// String shows only which templates there are.
-func (s *Set) String() string {
-	return fmt.Sprintf("templates %v", slices.Sorted(maps.Keys(s.templates)))
 }
