@@ -333,7 +333,7 @@ func TestWeb_Events(t *testing.T) {
 	if _, err := io.Copy(io.Discard, resp.Body); errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	http.DefaultClient.CloseIdleConnections()
+
 }
 
 func TestListenWeb(t *testing.T) {
@@ -357,4 +357,23 @@ func TestListenWeb(t *testing.T) {
 			t.Errorf("listens on %q", addr)
 		}
 	}
+}
+
+func getJSON[T any](t *testing.T, url string) T {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var v T
+	if err := json.NewDecoder(resp.Body).Decode(&v); err != nil {
+		t.Fatalf("GET %s: %s: %v", url, resp.Status, err)
+	}
+	return v
 }
