@@ -15,6 +15,10 @@ import (
 // 1 MiB of data must not become a mail of gigabytes by way of a {{range}}.
 const maxPart = 512 << 10
 
+// maxPooled is the largest buffer kept for the next mail, in bytes: one huge
+// mail must not cost its memory for ever.
+const maxPooled = 64 << 10
+
 var errTooLarge = errors.New("the part is too large")
 
 // workspace is what one Render needs and the next can use again.
@@ -45,7 +49,10 @@ func (v *variant) render(t *mailTemplate, data map[string]any) (Message, error) 
 	}
 	w := t.pool.Get().(*workspace) // the only type in the pool
 	defer func() {
-		clear(w.root) // a patient's data does not wait in a pool
+		if w.buf.Cap() > maxPooled {
+			return
+		}
+		clear(w.root) // what a pool keeps would keep the job's data alive
 		w.buf.Reset()
 		t.pool.Put(w)
 	}()
