@@ -13,9 +13,14 @@ import (
 	"github.com/medicalink/postroom/tasks"
 )
 
-// connect stands for rediskit.Open.
+// connect stands for rediskit.Open. The examples have an empty database, which
+// the tests do not use.
 func connect() *redis.Client {
-	return redis.NewClient(&redis.Options{Addr: os.Getenv("EXAMPLE_REDIS_ADDR"), ContextTimeoutEnabled: true})
+	rdb := redis.NewClient(&redis.Options{Addr: os.Getenv("EXAMPLE_REDIS_ADDR"), DB: 1, ContextTimeoutEnabled: true})
+	if err := rdb.FlushDB(context.Background()).Err(); err != nil {
+		panic(err)
+	}
+	return rdb
 }
 
 func ExampleProducer_SendEmail() {

@@ -60,8 +60,9 @@ func TestProducer_IdempotencyKey_AfterTheJobIsGone(t *testing.T) {
 func TestProducer_IdempotencyKey_Scope(t *testing.T) {
 	t.Parallel()
 	rdb := shared.Open(t)
+	a, b := setup(t).namespace, setup(t).namespace
 	ids := map[string]bool{}
-	for _, scope := range [][2]string{{"scope-a", "x"}, {"scope-a", "y"}, {"scope-b", "x"}, {"scope-a", ""}} {
+	for _, scope := range [][2]string{{a, "x"}, {a, "y"}, {b, "x"}, {a, ""}} {
 		p, err := NewProducer(rdb, Namespace(scope[0]), FromService(scope[1]))
 		if err != nil {
 			t.Fatal(err)
