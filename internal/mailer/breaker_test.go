@@ -202,6 +202,22 @@ func TestMailer_Send_onlyProvider(t *testing.T) {
 	}
 }
 
+// The job pays for an unknown outcome, but the provider gets no more mail.
+func TestMailer_Send_unknownOutcomesOpenBreaker(t *testing.T) {
+	t.Parallel()
+	s := testenv.SMTP(t, testenv.Cut(testenv.StageVerdict))
+	m := newMailer(t, s.URL(), func(c *Config) { c.BreakerThreshold, c.BreakerPause = 3, time.Minute })
+	for i := range 5 {
+		e := sendErr(t, t.Context(), m, testEnvelope(), Options{})
+		if e == nil || e.Unknown() != (i < 3) || e.ProviderFault() != (i >= 3) {
+			t.Fatalf("send %d: %v", i, e)
+		}
+	}
+	if s.Total() != 3 {
+		t.Errorf("%d connections, want 3", s.Total())
+	}
+}
+
 // Recipients' refusals and callers' cancels never open a breaker.
 func TestMailer_Send_breakerIgnoresRecipients(t *testing.T) {
 	t.Parallel()

@@ -197,9 +197,9 @@ func New(cfg Config) (*Mailer, error) {
 type Options struct {
 	// Commit is called when all of the body is on the wire and before the
 	// final dot: the point of no return, at which a send-once record is
-	// written. An error stops the delivery and the server has nothing. It may
-	// be called again for another connection or provider, after an earlier
-	// attempt is known not to have been sent. Nil means no call.
+	// written. An error stops the delivery, is wrapped by Send's error, and the
+	// server has nothing. It is called at most once for each Send: what fails
+	// after it is not tried again here. Nil means no call.
 	Commit func(ctx context.Context, provider string) error
 	// Provider restricts the send to the provider of this name, for a message
 	// whose outcome there is unknown.
@@ -235,8 +235,8 @@ func (m *Mailer) Send(ctx context.Context, env Envelope, opt Options) (Receipt, 
 			continue
 		}
 		if ctx.Err() != nil {
-			if last == nil {
-				last = contextError(ctx, PhaseConnect, p.name)
+			if last == nil { // nobody's fault: nothing was tried
+				last = &Error{Phase: PhaseConnect, Reason: ReasonAborted, Err: ctx.Err()}
 			}
 			break
 		}

@@ -244,15 +244,19 @@ func TestMailer_Send_contextCutsEveryPhase(t *testing.T) {
 				}
 				s := testenv.SMTP(t, faults...)
 				m := newMailer(t, s.URL(), func(c *Config) { c.ConnectTimeout, c.CommandTimeout = time.Hour, time.Hour })
-				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-				defer cancel()
-				e := sendErr(t, ctx, m, tt.env, Options{})
-				if e == nil || e.Phase != tt.phase || !errors.Is(e, context.DeadlineExceeded) {
+				ctx, cancel := context.WithCancel(t.Context())
+				var e *Error
+				var wg sync.WaitGroup
+				wg.Go(func() { e = sendErr(t, ctx, m, tt.env, Options{}) })
+				s.WaitHang(t, 1)
+				cancel()
+				wg.Wait()
+				if e == nil || e.Phase != tt.phase || !errors.Is(e, context.Canceled) {
 					t.Fatalf("error = %#v, want phase %s and the context's error", e, tt.phase)
 				}
 				last := tt.at == testenv.StageVerdict
-				if e.Unknown() != last || e.Permanent() {
-					t.Errorf("unknown %t, permanent %t; want unknown %t", e.Unknown(), e.Permanent(), last)
+				if e.Unknown() != last || e.Permanent() || e.ProviderFault() {
+					t.Errorf("unknown %t, permanent %t, provider fault %t; want unknown %t", e.Unknown(), e.Permanent(), e.ProviderFault(), last)
 				}
 				if want := map[bool]int{false: 0, true: 1}[last]; s.Count() != want {
 					t.Errorf("%d accepted, want %d", s.Count(), want)
@@ -265,12 +269,24 @@ func TestMailer_Send_contextCutsEveryPhase(t *testing.T) {
 	}
 }
 
+// A context's deadline on a mute provider counts against the provider.
+func TestMailer_Send_contextDeadline(t *testing.T) {
+	t.Parallel()
+	s := testenv.SMTP(t, testenv.Hang(testenv.StageMail))
+	m := newMailer(t, s.URL())
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	e := sendErr(t, ctx, m, testEnvelope(), Options{})
+	if e == nil || e.Reason != ReasonTimeout || !e.ProviderFault() || !errors.Is(e, context.DeadlineExceeded) || s.Count() != 0 {
+		t.Fatalf("error = %#v, want a timeout at the provider's fault", e)
+	}
+	s.WaitOpen(t, 0)
+}
+
 // Every phase has its own deadline when the context has none.
 func TestMailer_Send_phaseDeadlines(t *testing.T) {
 	t.Parallel()
-	short := func(c *Config) {
-		c.ConnectTimeout, c.CommandTimeout, c.BodyTimeout, c.VerdictTimeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
-	}
+	const short = 50 * time.Millisecond
 	big := testEnvelope()
 	big.Raw = []byte(strings.Repeat("0123456789abcdef0123456789abcdef\r\n", 600_000))
 	for _, tt := range []struct {
@@ -278,16 +294,17 @@ func TestMailer_Send_phaseDeadlines(t *testing.T) {
 		phase  Phase
 		reason Reason
 		env    Envelope
+		change func(*Config)
 	}{
-		{testenv.StageGreeting, PhaseConnect, ReasonTimeout, testEnvelope()},
-		{testenv.StageMail, PhaseMail, ReasonTimeout, testEnvelope()},
-		{testenv.StageBody, PhaseBody, ReasonTimeout, big},
-		{testenv.StageVerdict, PhaseVerdict, ReasonUnknownOutcome, testEnvelope()},
+		{testenv.StageGreeting, PhaseConnect, ReasonTimeout, testEnvelope(), func(c *Config) { c.ConnectTimeout = short }},
+		{testenv.StageMail, PhaseMail, ReasonTimeout, testEnvelope(), func(c *Config) { c.CommandTimeout = short }},
+		{testenv.StageBody, PhaseBody, ReasonTimeout, big, func(c *Config) { c.BodyTimeout = short }},
+		{testenv.StageVerdict, PhaseVerdict, ReasonUnknownOutcome, testEnvelope(), func(c *Config) { c.VerdictTimeout = short }},
 	} {
 		t.Run(string(tt.at), func(t *testing.T) {
 			t.Parallel()
 			s := testenv.SMTP(t, testenv.Hang(tt.at))
-			m := newMailer(t, s.URL(), short)
+			m := newMailer(t, s.URL(), tt.change)
 			e := sendErr(t, context.Background(), m, tt.env, Options{}) //nolint:usetesting // no deadline and no Done
 			if e == nil || e.Phase != tt.phase || e.Reason != tt.reason {
 				t.Fatalf("error = %#v, want %s %s", e, tt.phase, tt.reason)
@@ -367,8 +384,9 @@ func TestMailer_Send_afterTheDot(t *testing.T) {
 			if e == nil || !e.Unknown() || e.Permanent() || e.ProviderFault() || e.Provider != "one" || e.Phase != PhaseVerdict {
 				t.Fatalf("error = %#v, want an unknown outcome at provider one", e)
 			}
-			if s1.Count() != 1 || s2.Total() != 0 {
-				t.Errorf("first has %d messages, second saw %d connections; want 1, 0", s1.Count(), s2.Total())
+			s1.WaitCount(t, 1)
+			if s2.Total() != 0 {
+				t.Errorf("the second provider saw %d connections", s2.Total())
 			}
 			s1.WaitOpen(t, 0)
 		})

@@ -7,10 +7,10 @@ import (
 	"mime"
 	"net/mail"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	gomail "github.com/wneessen/go-mail"
 )
@@ -114,7 +114,7 @@ func build(msg *Message) (Envelope, error) {
 	}
 	gm.SetGenHeader(gomail.HeaderSubject, subject)
 	gm.SetGenHeader(gomail.HeaderMessageID, messageID(msg.ID, from))
-	gm.SetDateWithValue(msg.Date)
+	gm.SetDateWithValue(msg.Date.UTC())
 	gm.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834
 	// Not "All": that would suppress non-delivery reports too (MS-OXCMAIL).
 	gm.SetGenHeader(gomail.HeaderXAutoResponseSuppress, "OOF, AutoReply")
@@ -152,7 +152,7 @@ func build(msg *Message) (Envelope, error) {
 // setBodies adds the alternative bodies and the attachments and estimates the
 // size of the result.
 func setBodies(gm *gomail.Msg, msg *Message) (size int, err error) {
-	text, html := strings.ToValidUTF8(msg.Text, "\uFFFD"), strings.ToValidUTF8(msg.HTML, "\uFFFD")
+	text, html := validUTF8(msg.Text), validUTF8(msg.HTML)
 	switch {
 	case html == "":
 		gm.SetBodyString(gomail.TypeTextPlain, text)
@@ -173,6 +173,14 @@ func setBodies(gm *gomail.Msg, msg *Message) (size int, err error) {
 		size += 512 + len(a.Content)*7/5
 	}
 	return size, nil
+}
+
+// validUTF8 replaces what is not UTF-8: the parts are declared to be.
+func validUTF8(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // attachmentHeader makes a file's header fields. go-mail's own would put an
@@ -438,8 +446,7 @@ func stabilise(raw []byte, id string) {
 func boundary(raw []byte, id string, level int) []byte {
 	for n := 0; ; n++ {
 		sum := sha256.Sum256([]byte("boundary " + strconv.Itoa(level) + " " + strconv.Itoa(n) + " " + id))
-		b := slices.Grow([]byte(nil), 64)
-		b = hex.AppendEncode(b, sum[:])[:60]
+		b := hex.AppendEncode(nil, sum[:])[:60]
 		if !bytes.Contains(raw, b) {
 			return b
 		}

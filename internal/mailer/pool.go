@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -57,12 +58,12 @@ type pool struct {
 	breaker *breaker
 	slots   chan struct{} // one per send under way; connections never outnumber it
 
-	mu     sync.Mutex          // owns the fields below
-	idle   []*conn             // the one used last on top
-	live   map[cutter]struct{} // every dial and connection
-	sweep  *time.Timer         // closes idle connections; nil if none is armed
-	closed bool
-	severd bool // Close ran out of time
+	mu      sync.Mutex          // owns the fields below
+	idle    []*conn             // the one used last on top
+	live    map[cutter]struct{} // every dial and connection
+	sweep   *time.Timer         // closes idle connections; nil if none is armed
+	closed  bool
+	severed bool // Close ran out of time
 
 	wg sync.WaitGroup // goroutines that close connections
 }
@@ -118,7 +119,7 @@ func newPool(p Provider, cfg *Config) (*pool, error) {
 	} else if p.TLS == TLSOpportunistic {
 		// Encryption without proof is better than none (RFC 7435); credentials
 		// still demand proof, see trusted.
-		conf.InsecureSkipVerify = true
+		conf.InsecureSkipVerify = true //nolint:gosec // only where the operator chose it, or on loopback
 	}
 	return &pool{
 		name:    p.Name,
@@ -139,9 +140,7 @@ func (p *pool) send(ctx context.Context, m *prepared, commit func(context.Contex
 	}
 	id, err := p.deliver(ctx, m, commit)
 	o, pause := verdictOn(err)
-	if err == nil || o != outcomeNeutral || probe {
-		p.breaker.report(probe, o, pause)
-	}
+	p.breaker.report(probe, o, pause)
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -159,8 +158,13 @@ func verdictOn(err *Error) (outcome, time.Duration) {
 		return outcomeTrip, err.retryAfter
 	case err.ProviderFault():
 		return outcomeFault, err.retryAfter
-	case err.Code != 0 && !err.Unknown():
+	case err.Code >= 400:
 		return outcomeAlive, 0
+	case err.Reason == ReasonConnect, err.Reason == ReasonTimeout && !errors.Is(err.Err, errNoSlot),
+		err.Unknown() && !errors.Is(err.Err, context.Canceled) && !errors.Is(err.Err, ErrClosed):
+		// Lost in the body or after the dot. The job pays for it, but a provider
+		// that does so again and again must not be fed more messages.
+		return outcomeFault, 0
 	}
 	return outcomeNeutral, 0
 }
@@ -322,7 +326,7 @@ func (p *pool) sweepIdle() {
 func (p *pool) register(c cutter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.severd {
+	if p.severed {
 		return false
 	}
 	p.live[c] = struct{}{}
@@ -338,7 +342,7 @@ func (p *pool) unregister(c cutter) {
 func (p *pool) wasCut() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.severd
+	return p.severed
 }
 
 // drain says QUIT on idle connections; busy ones follow when they are released.
@@ -364,7 +368,7 @@ func (p *pool) drain() {
 func (p *pool) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.severd = true
+	p.severed = true
 	for c := range p.live {
 		c.cut()
 	}

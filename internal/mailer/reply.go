@@ -129,9 +129,15 @@ func cutEnhanced(code int, text []byte) (enhanced string, rest []byte) {
 }
 
 // queueID finds the id a server gave a message in the text of its 250, for
-// support cases: "Ok: queued as ABC", "OK id=ABC", "Ok ABC". The server's text
-// is not trusted: anything but a plain token is dropped.
+// support cases: "Ok: queued as ABC" (Postfix), "OK id=ABC" (Exim), "ABC
+// Message accepted for delivery" (OpenSMTPD, Sendmail), "OK 17000 ABC - gsmtp"
+// (Gmail), "Ok ABC" (Amazon SES). The server's text is not trusted: anything
+// but a plain token is dropped.
 func queueID(text []byte) string {
+	if id, ok := bytes.CutSuffix(text, []byte(" Message accepted for delivery")); ok {
+		return token(id)
+	}
+	text = bytes.TrimSuffix(text, []byte(" - gsmtp"))
 	for _, mark := range []string{"queued as ", "id=", "Message-ID: "} {
 		if _, after, ok := bytes.Cut(text, []byte(mark)); ok {
 			return token(after)

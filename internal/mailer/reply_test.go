@@ -195,16 +195,16 @@ func TestClassify_retryAfter(t *testing.T) {
 func TestQueueID(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"Ok: queued as 4bX2Kd3F9Tz1":                                   "4bX2Kd3F9Tz1",
-		"OK id=1rABcd-000123-Xy":                                       "1rABcd-000123-Xy",
-		"Ok 0100018c2f9d1a2b-6c8b1f2e-000000":                          "0100018c2f9d1a2b-6c8b1f2e-000000",
-		"3f1a2b4c Message accepted for delivery":                       "",
-		"OK  1700000000 abc-20020a170902.123 - gsmtp":                  "",
-		"Ok":                                                           "",
-		"queued as jane@example.org":                                   "",
-		"Ok <jane1234@example.org>":                                    "",
-		"queued as <script>":                                           "script",
-		"queued as \xff\xfe":                                           "",
+		"Ok: queued as 4bX2Kd3F9Tz1":                  "4bX2Kd3F9Tz1",
+		"OK id=1rABcd-000123-Xy":                      "1rABcd-000123-Xy",
+		"Ok 0100018c2f9d1a2b-6c8b1f2e-000000":         "0100018c2f9d1a2b-6c8b1f2e-000000",
+		"3f1a2b4c Message accepted for delivery":      "3f1a2b4c",
+		"OK  1700000000 abc-20020a170902.123 - gsmtp": "abc-20020a170902.123",
+		"Ok":                         "",
+		"queued as jane@example.org": "",
+		"Ok <jane1234@example.org>":  "",
+		"queued as <script>":         "script",
+		"queued as \xff\xfe":         "",
 		"Ok: queued as " + strings.Repeat("a", 500):                    strings.Repeat("a", 128),
 		"Message-ID: <0102@eu-west-1.amazonses.com>, delivered to box": "",
 	} {

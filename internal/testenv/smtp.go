@@ -54,6 +54,7 @@ type SMTPServer struct {
 	conns    map[net.Conn]struct{}
 	total    int
 	most     int
+	hanging  int
 }
 
 type activeFault struct {
@@ -176,6 +177,17 @@ func (s *SMTPServer) Most() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.most
+}
+
+// WaitHang waits until n connections have run into a [Hang], and fails the test
+// after ten seconds.
+func (s *SMTPServer) WaitHang(t testing.TB, n int) {
+	t.Helper()
+	s.wait(t, n, "hanging connections", func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.hanging
+	})
 }
 
 // WaitOpen waits until n connections are open, and fails the test after ten seconds.
@@ -431,6 +443,9 @@ func (c *smtpSession) rest(d time.Duration) {
 // hang does nothing until the client or the test ends the connection. In the
 // body it does not even read.
 func (c *smtpSession) hang(at Stage) error {
+	c.s.mu.Lock()
+	c.s.hanging++
+	c.s.mu.Unlock()
 	if at == StageBody {
 		<-c.s.done
 		return errHangUp
