@@ -23,6 +23,6 @@ func newRootCommand(p cli.Process) *cobra.Command {
 Settings come from the environment and from a .env file in the working
 directory; "worker check" shows what they amount to and tries them.`,
 	}
-	root.AddCommand(newRunCommand(p), newDevCommand(p), newMonitorCommand(p), newVersionCommand())
+	root.AddCommand(newRunCommand(p), newDevCommand(p), newCheckCommand(p), newMonitorCommand(p), newVersionCommand())
 	return root
 }
