@@ -114,7 +114,7 @@ func newBulkCommand(p cli.Process) *cobra.Command {
 	}
 	f := bulkFlags{
 		messageFlags: addMessageFlags(cmd, p),
-		jobFlags:     addJobFlags(cmd, "enqueue once: one message per line number with the same `key`"),
+		jobFlags:     addJobFlags(cmd, "bulk", "enqueue once: one message per line number with the same `key`"),
 		output:       cli.AddOutput(cmd),
 		format:       addChoice(cmd, "format", "format of the input (default: by name, else by content)", "", formatCSV, formatJSONL),
 	}

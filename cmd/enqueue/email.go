@@ -56,7 +56,7 @@ func newEmailCommand(p cli.Process) *cobra.Command {
 	}
 	f := emailFlags{
 		messageFlags: addMessageFlags(cmd, p),
-		jobFlags:     addJobFlags(cmd, "enqueue once: with the same `key` the recipient gets no second message"),
+		jobFlags:     addJobFlags(cmd, "the class's", "enqueue once: with the same `key` the recipient gets no second message"),
 	}
 	output := cli.AddOutput(cmd)
 	flags := cmd.Flags()

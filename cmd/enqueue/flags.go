@@ -118,12 +118,12 @@ type jobFlags struct {
 	maxRetry                            int
 }
 
-func addJobFlags(cmd *cobra.Command, keyUsage string) *jobFlags {
+func addJobFlags(cmd *cobra.Command, priority, keyUsage string) *jobFlags {
 	var j jobFlags
 	f := cmd.Flags()
 	f.DurationVar(&j.delay, "delay", 0, "send after this time, such as 5s or 2h")
 	f.Var(&j.at, "at", "send at this `time` (RFC 3339), such as 2027-01-31T09:00:00+01:00")
-	j.priority = addChoice(cmd, "priority", "queue by urgency (default: the class's)", "",
+	j.priority = addChoice(cmd, "priority", "queue by urgency (default: "+priority+")", "",
 		string(tasks.Critical), string(tasks.Default), string(tasks.Bulk))
 	f.StringVar(&j.queue, "queue", "", "queue by `name`, for workers that have queues of their own")
 	f.IntVar(&j.maxRetry, "max-retry", 0, "retries after the first attempt, at least 1 (default: the class's)")

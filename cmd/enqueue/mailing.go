@@ -179,7 +179,7 @@ func (m *mailing) enqueueAll(ctx context.Context, batch []pending) error {
 		}
 		if started.IsZero() {
 			started = time.Now()
-			m.notify(fmt.Sprintf("%v: trying again for up to %v", failed, m.retryFor))
+			m.notify(fmt.Sprintf("Redis does not take jobs: %v: trying again for up to %v", failed, m.retryFor))
 		}
 		if time.Since(started)+wait > m.retryFor {
 			return failed

@@ -117,7 +117,7 @@ func TestMailing_Run_RetriesWhileRedisIsAway(t *testing.T) {
 		if want := (counts{enqueued: 3000}); m.counts != want || len(f.sent) != 3000 {
 			t.Errorf("counts = %+v, recipients %d, want %+v", m.counts, len(f.sent), want)
 		}
-		if len(notes) != 1 || notes[0] != "connection refused: trying again for up to 30s" {
+		if len(notes) != 1 || notes[0] != "Redis does not take jobs: connection refused: trying again for up to 30s" {
 			t.Errorf("notes = %q, want one", notes)
 		}
 		if waited := time.Since(back); waited > retryMaxWait {
