@@ -143,6 +143,9 @@ func (r *checkReport) tryRedis(ctx context.Context, name string, cfg rediskit.Co
 	if queues {
 		faults, warnings = server.Faults(), server.Warnings()
 	}
+	if server.Mode == "cluster" && !cfg.Cluster {
+		faults = append(faults, "this is a node of a cluster, which refuses the keys of the other nodes: use REDIS_CLUSTER")
+	}
 	if len(faults) > 0 {
 		result = checkFail
 	}
@@ -198,7 +201,7 @@ func (r *checkReport) fail(check string, err error) {
 	if err == nil {
 		err = errors.New("failed without a reason")
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost is a list
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range joined.Unwrap() {
 			r.fail(check, e)
 		}

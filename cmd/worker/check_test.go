@@ -79,13 +79,19 @@ func TestCheck_allIsWell(t *testing.T) {
 	}
 }
 
-func TestCheck_evictionPolicyFails(t *testing.T) {
+func TestCheck_unsuitableRedisFails(t *testing.T) {
 	t.Parallel()
 	queues := testenv.Redis(t, testenv.RedisSetting("maxmemory-policy allkeys-lru"))
 	smtp := testenv.SMTP(t)
 	environ := []string{"SMTP_URL=" + smtp.URL(), "MAIL_FROM=no-reply@medicalink.example"}
 	report, code := checkJSON(t, append(environ, "REDIS_URL="+queues.URL())...)
 	if code != cli.ExitFailed || !report.has("redis", checkFail, "would delete queued jobs") || !report.has("redis", checkWarn, "append-only file is off") {
+		t.Errorf("exit code %d, %+v", code, report.Checks)
+	}
+
+	node := testenv.Redis(t, testenv.AOF(), testenv.RedisSetting("cluster-enabled yes"))
+	report, code = checkJSON(t, append(environ, "REDIS_URL="+node.URL())...)
+	if code != cli.ExitFailed || !report.has("redis", checkFail, "use REDIS_CLUSTER") {
 		t.Errorf("exit code %d, %+v", code, report.Checks)
 	}
 
