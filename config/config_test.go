@@ -415,7 +415,7 @@ func TestExample_isEnvExample(t *testing.T) {
 	t.Parallel()
 	const file = "../.env.example"
 	if *update {
-		if err := os.WriteFile(file, []byte(Example()), 0o644); err != nil { //nolint:gosec // not a secret
+		if err := os.WriteFile(file, []byte(Example()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

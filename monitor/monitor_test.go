@@ -45,7 +45,13 @@ func serve(t *testing.T, rdb *rediskit.Client, checks ...monitor.Check) *httptes
 	return web
 }
 
-func request(t *testing.T, method, url string, change func(*http.Request)) (*http.Response, string) {
+// answer is an http.Response whose body has been read.
+type answer struct {
+	StatusCode int
+	Header     http.Header
+}
+
+func request(t *testing.T, method, url string, change func(*http.Request)) (answer, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, http.NoBody)
 	if err != nil {
@@ -63,10 +69,10 @@ func request(t *testing.T, method, url string, change func(*http.Request)) (*htt
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res, string(body)
+	return answer{res.StatusCode, res.Header}, string(body)
 }
 
-func get(t *testing.T, url string) (*http.Response, string) {
+func get(t *testing.T, url string) (answer, string) {
 	t.Helper()
 	return request(t, http.MethodGet, url, nil)
 }
@@ -76,7 +82,7 @@ func TestMonitor_healthRedis(t *testing.T) {
 	srv := testenv.Redis(t, testenv.ACL("alice", "s3cret", "~* &* +@all"))
 	web := serve(t, srv.Open(t))
 
-	answer := func() (int, map[string]string) {
+	ask := func() (int, map[string]string) {
 		t.Helper()
 		res, body := get(t, web.URL+"/health/redis")
 		if got := res.Header.Get("Content-Type"); got != "application/json" {
@@ -99,17 +105,17 @@ func TestMonitor_healthRedis(t *testing.T) {
 		return res.StatusCode, fields
 	}
 
-	code, fields := answer()
+	code, fields := ask()
 	if code != http.StatusOK || fields["status"] != "healthy" || len(fields) != 2 {
 		t.Errorf("healthy: %d %v", code, fields)
 	}
 	srv.Kill()
-	code, fields = answer()
+	code, fields = ask()
 	if code != http.StatusServiceUnavailable || fields["status"] != "unhealthy" || fields["error"] != "connection refused" || len(fields) != 3 {
 		t.Errorf("unhealthy: %d %v", code, fields)
 	}
 	srv.Restart()
-	if code, fields = answer(); code != http.StatusOK {
+	if code, fields = ask(); code != http.StatusOK {
 		t.Errorf("after the restart: %d %v", code, fields)
 	}
 }
