@@ -17,6 +17,7 @@ import (
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/cdproto/target"
 	"github.com/chromedp/chromedp"
 )
 
@@ -105,10 +106,18 @@ func (b *browser) pageErrors() []string {
 // waitFor polls a JavaScript expression in the page until it is true.
 func (b *browser) waitFor(t *testing.T, expression string) {
 	t.Helper()
-	_, err := chromedp.Run(b.ctx, chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(30*time.Millisecond), chromedp.WithPollingTimeout(20*time.Second)))
-	if err != nil {
-		body, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`document.body.innerText`))
-		t.Fatalf("waiting for %s: %v\nerrors on the page: %q\nthe page says:\n%s", expression, err, b.pageErrors(), body)
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		// An error is a page that is just being loaded, or one that lacks an element yet.
+		ok, err := chromedp.Run(b.ctx, chromedp.Evaluate[bool](`Boolean(`+expression+`)`))
+		if ok {
+			return
+		}
+		if time.Now().After(deadline) || b.ctx.Err() != nil {
+			body, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`document.body.innerText`))
+			t.Fatalf("not within 20 s: %s (%v)\nerrors on the page: %q\nthe page says:\n%.3000s", expression, err, b.pageErrors(), body)
+		}
+		time.Sleep(30 * time.Millisecond)
 	}
 }
 
@@ -120,6 +129,35 @@ func eval[T any](t *testing.T, b *browser, expression string) T {
 		t.Fatalf("evaluate %s: %v", expression, err)
 	}
 	return v
+}
+
+// frameText returns what a message's frame shows. The frame is sandboxed, so that
+// it has a process and a target of its own.
+func (b *browser) frameText(t *testing.T, path string) string {
+	t.Helper()
+	var id target.ID
+	var seen []string
+	eventually(t, "the frame "+path+" is there", func() bool {
+		infos, err := chromedp.Targets(b.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = nil
+		for _, info := range infos {
+			seen = append(seen, info.Type+" "+info.URL)
+			if strings.HasSuffix(info.URL, path) {
+				id = info.TargetID
+			}
+		}
+		return id != ""
+	})
+	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithTargetID(id), chromedp.WithDetachOnCancel())
+	defer cancel()
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
+	if err != nil {
+		t.Fatalf("read the frame: %v (targets: %q)", err, seen)
+	}
+	return text
 }
 
 // look sets the size of the window and the colour scheme.

@@ -8,6 +8,7 @@ let rows = new Map(); // list items by message id, as they are shown
 let newestSeen = null; // the newest id when the page was opened: what comes later is marked as new
 const opened = new Set();
 let current = null; // the open message's id
+let openFirst = true; // on a wide screen the newest message opens by itself, once
 let chosenTab = "tab-html"; // what the reader last chose, kept from message to message
 
 const selectTab = tabs(document.querySelector("[role=tablist]"), (id) => {
@@ -24,7 +25,7 @@ const refresh = serial(async () => {
   const answer = await api(`/api/messages?limit=${limit}&q=${encodeURIComponent(query)}`);
   if (newestSeen === null) newestSeen = BigInt(answer.messages[0]?.id ?? 0);
   showList(answer, query);
-  if (current === null && location.hash === "" && wide.matches && answer.messages.length > 0) {
+  if (openFirst && current === null && location.hash === "" && wide.matches && answer.messages.length > 0) {
     history.replaceState(null, "", `#m${answer.messages[0].id}`);
     route();
   }
@@ -108,6 +109,7 @@ async function route() {
   }
   if (id === current) return;
   current = id;
+  openFirst = false;
   opened.add(id);
   mark();
   try {
