@@ -65,9 +65,9 @@ func addressProblem(text string) string {
 	case parsed.Address != spec, hasComment(text):
 		// Also a group, a route, a quoted local part, white space.
 		return "must be a plain address, without comments, groups or quotes before the @; a name with parentheses needs double quotes"
-	case strings.ContainsFunc(parsed.Name, isControl), !utf8.ValidString(parsed.Name):
-		// They can hide in an encoded word (RFC 2047).
-		return "has a name with control characters"
+	case strings.ContainsFunc(parsed.Name, isControl), !utf8.ValidString(parsed.Name), strings.Contains(parsed.Name, "=?"):
+		// They can hide in an encoded word (RFC 2047), and that in another.
+		return "has a name with control characters or a nested encoded word"
 	case utf8.RuneCountInString(parsed.Name) > maxName:
 		return "has a name of more than 128 characters"
 	}

@@ -36,6 +36,7 @@ var badAddresses = []string{
 	"Ada\t<ada@example.com>", "Ada\u0085 <ada@example.com>", "Ada\u2028 <ada@example.com>", "\xff <ada@example.com>",
 	"=?utf-8?q?Ada=0D=0ABcc:_spy=40example.net?= <ada@example.com>", // control characters in an encoded word
 	"=?utf-8?b?QWRhCg==?= <ada@example.com>",
+	`"=?utf-8?q?=3D=3Fa?=" <ada@example.com>`, "=?utf-8?q?=3D=3Futf-8=3Fq=3Fa=3F=3D?= <ada@example.com>",
 	"ada@example.com, bob@example.com", "ada@example.com; bob@example.com", "Lovelace, Ada <ada@example.com>",
 	"friends: ada@example.com;", "friends: ada@example.com, bob@example.com;", "friends:;", "friends: Ada <ada@example.com>",
 	"ada@example.com (Ada)", "(Ada) ada@example.com", "Ada (x) <ada@example.com>", "Ada <ada(x)@example.com>", "Ada <ada@example.com> (x)",
@@ -92,6 +93,11 @@ func FuzzAddress(f *testing.F) {
 		}
 		if strings.Count(parsed.Address, "@") != 1 || strings.ContainsAny(parsed.Address, " \"<>()[],;:\\") || len(parsed.Address) > 254 {
 			t.Errorf("accepted %q with the address %q", text, parsed.Address)
+		}
+		if _, domain, _ := strings.Cut(parsed.Address, "@"); !strings.ContainsFunc(domain, func(r rune) bool { return r > 127 }) {
+			e := message()
+			e.To = text
+			mustBuild(t, e)
 		}
 		if list, err := mail.ParseAddressList(text); err != nil || len(list) != 1 {
 			t.Errorf("accepted %q, which is a list of %d (%v)", text, len(list), err)

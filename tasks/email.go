@@ -61,13 +61,14 @@ type Email struct {
 	Data map[string]any `json:"data,omitempty"`
 	// Attachments travel with the job: at most 10, together 10 MiB.
 	Attachments []Attachment `json:"attachments,omitempty"`
-	// Headers are further header fields: any X- field except those by which a
-	// provider would add recipients, and Comments, Feedback-ID, Importance,
+	// Headers are further header fields, at most 32 with 16 KiB: any X- field
+	// except those by which a provider would add recipients and those which the
+	// worker sets, and Comments, Feedback-ID, Importance,
 	// In-Reply-To, Keywords, List-Id, Organization, Priority and References.
 	Headers map[string]string `json:"headers,omitempty"`
-	// ListUnsubscribe is an https URL, a mailto URL, or both with a comma
-	// between them, without angle brackets (RFC 2369, RFC 8058). A comma inside
-	// a URL is written as %2C.
+	// ListUnsubscribe is an https URL or a mailto URL, or both as
+	// <https://…>, <mailto:…> (RFC 2369). An https URL gives one-click
+	// unsubscription (RFC 8058).
 	ListUnsubscribe string `json:"list_unsubscribe,omitempty"`
 	// Tags group messages in reports: at most 8, each at most 64 octets.
 	Tags []string `json:"tags,omitempty"`

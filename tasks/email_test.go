@@ -43,7 +43,7 @@ func fullEmail() Email {
 		},
 		Attachments:     []Attachment{{Name: "termin.ics", ContentType: "text/calendar", Content: []byte("BEGIN:VCALENDAR")}},
 		Headers:         map[string]string{"X-Clinic": "Sol", "References": "<a@example.com>"},
-		ListUnsubscribe: "https://example.com/u/1, mailto:u@example.com", Tags: []string{"reminder"}, Class: ClassBulk,
+		ListUnsubscribe: "<https://example.com/u/1>, <mailto:u@example.com>", Tags: []string{"reminder"}, Class: ClassBulk,
 	}
 }
 

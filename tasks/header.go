@@ -34,17 +34,22 @@ const (
 	HeaderTemplate = "template"
 )
 
-const maxHeaders = 32
+// Bounds of the additional header fields: their number, and their size together.
+const (
+	maxHeaders    = 32
+	maxHeaderText = 16 << 10
+)
 
 // headerName is narrower than RFC 5322: a name outside it is not repeated in
 // an error, because it may be a value that lost its way.
-var headerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,75}$`)
+var headerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,63}$`)
 
 func (p *problems) headers(headers map[string]string) {
 	if len(headers) > maxHeaders {
 		p.add("headers", "has %d fields, the limit is %d", len(headers), maxHeaders)
 	}
 	seen := map[string]bool{}
+	total := 0
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
 		if !headerName.MatchString(name) {
 			p.add("headers", "has a name that is not made of letters, digits and -")
@@ -60,6 +65,10 @@ func (p *problems) headers(headers map[string]string) {
 		}
 		seen[canonical] = true
 		p.headerText(field, headers[name], 998)
+		total += len(name) + len(headers[name])
+	}
+	if total > maxHeaderText {
+		p.add("headers", "have %d bytes together, the limit is %d", total, maxHeaderText)
 	}
 }
 
@@ -71,9 +80,9 @@ func headerAllowed(canonical string) bool {
 	case "Comments", "Feedback-Id", "Importance", "In-Reply-To", "Keywords", "List-Id", "Organization", "Priority", "References":
 		return true
 	// By these, SendGrid, Mandrill, SparkPost and Mailgun take instructions that
-	// can add recipients, which would undo one recipient per job. The last one
-	// is the worker's.
-	case "X-Smtpapi", "X-Mc-Bccaddress", "X-Msys-Api", "X-Mailgun-Recipient-Variables", "X-Auto-Response-Suppress":
+	// can add recipients, which would undo one recipient per job. The last two
+	// are the worker's.
+	case "X-Smtpapi", "X-Mc-Bccaddress", "X-Msys-Api", "X-Mailgun-Recipient-Variables", "X-Auto-Response-Suppress", "X-Mailer":
 		return false
 	}
 	return strings.HasPrefix(canonical, "X-") && len(canonical) > len("X-")

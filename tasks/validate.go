@@ -15,6 +15,9 @@ import (
 var (
 	templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 	localeTag    = regexp.MustCompile(`^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$`)
+	// What stands between two URLs in angle brackets, and a line break in one.
+	angleSeparator = regexp.MustCompile(`> *, *<`)
+	escapedBreak   = regexp.MustCompile(`(?i)%0[ad]`)
 )
 
 // A ValidationError says what is wrong with one field of a job or one option.
@@ -163,19 +166,29 @@ func (p *problems) unsubscribe(e Email) {
 		p.add(field, "is refused for class %s: nobody can unsubscribe from it", e.Class)
 	}
 	p.headerText(field, e.ListUnsubscribe, 998)
+	items := []string{e.ListUnsubscribe}
+	if n := len(e.ListUnsubscribe); n > 1 && e.ListUnsubscribe[0] == '<' && e.ListUnsubscribe[n-1] == '>' {
+		items = angleSeparator.Split(e.ListUnsubscribe[1:n-1], -1)
+	}
 	seen := map[string]bool{}
-	for item := range strings.SplitSeq(e.ListUnsubscribe, ",") {
-		u, err := url.Parse(strings.TrimSpace(item))
-		valid := err == nil && !strings.ContainsAny(item, "<>\"") && !seen[u.Scheme] &&
+	for _, item := range items {
+		u, err := url.Parse(item)
+		// The characters that RFC 3986 leaves out of a URL must be escaped.
+		valid := err == nil && !strings.ContainsFunc(item, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("<>\"\\^`{|}", r) }) &&
+			!seen[u.Scheme] && len(item) <= 800 &&
 			(u.Scheme == "https" && plausibleHost(u.Hostname()) && u.User == nil ||
-				u.Scheme == "mailto" && addressProblem(u.Opaque) == "" && !strings.ContainsAny(u.Opaque, " <"))
+				u.Scheme == "mailto" && addressProblem(u.Opaque) == "" && !escapedBreak.MatchString(item))
 		if !valid {
-			p.add(field, "must be one https URL, one mailto URL, or both with a comma between them, without angle brackets")
+			p.add(field, "must be one https URL or one mailto URL, or both as <https://…>, <mailto:…>, with special characters percent-escaped")
 			return
 		}
 		seen[u.Scheme] = true
 	}
 }
+
+// maxWord bounds a word of an ASCII header: lines have at most 998 octets (RFC
+// 5322 §2.1.1) and are folded between words.
+const maxWord = 900
 
 // headerText checks a value that ends in a header: valid UTF-8 of at most limit
 // octets in which no character can end the line.
@@ -185,6 +198,12 @@ func (p *problems) headerText(field, value string, limit int) {
 		p.add(field, "is not valid UTF-8")
 	case strings.ContainsFunc(value, isControl):
 		p.add(field, "must not contain control characters or line breaks")
+	}
+	isASCII := !strings.ContainsFunc(value, func(r rune) bool { return r > unicode.MaxASCII })
+	for word := range strings.SplitSeq(value, " ") {
+		if isASCII && len(word) > maxWord && len(value) <= limit {
+			p.add(field, "has a word of more than %d characters", maxWord)
+		}
 	}
 	if len(value) > limit {
 		p.add(field, "has %d bytes, the limit is %d", len(value), limit)

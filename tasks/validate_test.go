@@ -3,11 +3,15 @@ package tasks
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/medicalink/postroom/internal/mailer"
 )
 
 // canary stands for a patient's data: no error may repeat it.
@@ -29,6 +33,29 @@ func fields(err error) []string {
 	return all
 }
 
+// mustBuild fails unless the worker's mailer takes what Validate took. What a
+// producer accepts and a worker refuses is a message that nobody misses in time.
+func mustBuild(t *testing.T, e Email) {
+	t.Helper()
+	m, err := mailer.New(mailer.Config{Providers: []mailer.Provider{{Host: "127.0.0.1", Port: 25, TLS: mailer.TLSNone}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := mailer.Message{
+		ID: "id", Date: time.Unix(0, 0), From: e.From, To: e.To, ReplyTo: e.ReplyTo, Subject: e.Subject, Text: "text",
+		Headers: e.Headers, ListUnsubscribe: e.ListUnsubscribe,
+	}
+	if msg.From == "" {
+		msg.From = "desk@example.com"
+	}
+	for _, a := range e.Attachments {
+		msg.Attachments = append(msg.Attachments, mailer.Attachment(a))
+	}
+	if _, err := m.Build(msg); err != nil {
+		t.Errorf("Validate accepts %+v, and the mailer refuses it: %v", e, err)
+	}
+}
+
 func TestEmail_Validate(t *testing.T) {
 	t.Parallel()
 	file := Attachment{Name: "report.pdf", ContentType: "application/pdf", Content: []byte("%PDF")}
@@ -46,7 +73,7 @@ func TestEmail_Validate(t *testing.T) {
 		{"everything", func(e *Email) {
 			e.From, e.ReplyTo, e.Class, e.Tags = "Clinic <desk@example.com>", "desk@example.com", ClassBulk, []string{"reminder", "Bücher"}
 			e.Headers = map[string]string{"X-Clinic": "Müller & Söhne", "References": "<a@example.com>", "list-id": "News <news.example.com>", "Feedback-ID": "a:b"}
-			e.ListUnsubscribe = "https://example.com/u?t=1%2C2, mailto:u@example.com?subject=x"
+			e.ListUnsubscribe = "<https://example.com/u?t=1,2>, <mailto:u@example.com?subject=x>"
 			e.Attachments = []Attachment{file, {Name: "empty.txt"}, {Name: "レポート.pdf", ContentType: "text/plain; charset=utf-8"}}
 		}, nil},
 		{"no recipient", func(e *Email) { e.To = "" }, []string{"to"}},
@@ -58,7 +85,15 @@ func TestEmail_Validate(t *testing.T) {
 		{"neither", func(e *Email) { e.Body = "" }, []string{"body"}},
 		{"blank subject", func(e *Email) { e.Subject = " " }, []string{"subject"}},
 		{"subject line break", func(e *Email) { e.Subject = "a\r\nBcc: b@example.com" }, []string{"subject"}},
-		{"subject 998", func(e *Email) { e.Subject = strings.Repeat("a", 998) }, nil},
+		{"subject 998", func(e *Email) { e.Subject = strings.Repeat("abc ", 249) + "ab" }, nil},
+		{"subject without spaces", func(e *Email) { e.Subject = strings.Repeat("語", 332) }, nil},
+		{"subject long word", func(e *Email) { e.Subject = strings.Repeat("a", 901) }, []string{"subject"}},
+		{"headers large", func(e *Email) {
+			e.Headers = map[string]string{}
+			for i := range 20 {
+				e.Headers[fmt.Sprint("X-", i)] = strings.Repeat("a", 890)
+			}
+		}, []string{"headers"}},
 		{"subject 999", func(e *Email) { e.Subject = strings.Repeat("a", 999) }, []string{"subject"}},
 		{"subject not UTF-8", func(e *Email) { e.Subject = "\xff" }, []string{"subject"}},
 		{"body not UTF-8", func(e *Email) { e.Body, e.HTML = "\xff", "\xff" }, []string{"body", "html"}},
@@ -89,7 +124,7 @@ func TestEmail_Validate(t *testing.T) {
 		{"headers many", func(e *Email) {
 			e.Headers = map[string]string{}
 			for i := range 33 {
-				e.Headers["X-"+strings.Repeat("a", i+1)] = "x"
+				e.Headers[fmt.Sprint("X-", i)] = "x"
 			}
 		}, []string{"headers"}},
 		{"tags", func(e *Email) { e.Tags = []string{"a", "", "b\n", strings.Repeat("a", 65)} }, []string{"tags[1]", "tags[2]", "tags[3]"}},
@@ -101,8 +136,9 @@ func TestEmail_Validate(t *testing.T) {
 		{"transactional with unsubscribe", func(e *Email) { e.ListUnsubscribe = "mailto:u@example.com" }, nil},
 	}
 	for _, list := range []string{
-		"http://example.com/u", "https://", "https:example.com", "https://user:pw@example.com/", "ftp://example.com", "<https://example.com/u>",
-		"https://example.com/a, https://example.com/b", "mailto:", "mailto:nobody", "https://example.com/u,", "https://example.com/\r\nX: y", "mailto:Ada <a@example.com>", "::",
+		"http://example.com/u", "https://", "https:example.com", "https://user:pw@example.com/", "ftp://example.com",
+		"<https://example.com/a>, <https://example.com/b>", "https://example.com/a, mailto:u@example.com", "<https://example.com/u>,", "<https://example.com/u", "https://example.com/u>",
+		"<>", "<https://example.com/u>, <>", "https://example.com/{id}", "https://example.com/ü", "mailto:u@example.com?subject=a%0D%0Ab", "https://example.com/" + strings.Repeat("a", 800), "mailto:", "mailto:nobody", "https://example.com/\r\nX: y", "mailto:Ada <a@example.com>", "::",
 	} {
 		tests = append(tests, struct {
 			name   string
@@ -118,6 +154,9 @@ func TestEmail_Validate(t *testing.T) {
 			err := e.Validate()
 			if got := slices.Compact(fields(err)); !slices.Equal(got, slices.Compact(slices.Clone(tt.want))) {
 				t.Errorf("Validate() complains about %q, want %q: %v", got, tt.want, err)
+			}
+			if err == nil {
+				mustBuild(t, e)
 			}
 		})
 	}
@@ -158,7 +197,7 @@ func TestHeaderAllowed(t *testing.T) {
 		"From", "from", "To", "Cc", "Bcc", "bCC", "Subject", "Date", "Message-ID", "message-id", "Content-Type", "Content-Transfer-Encoding", "MIME-Version",
 		"DKIM-Signature", "Received", "Return-Path", "Sender", "Reply-To", "Auto-Submitted", "List-Unsubscribe", "List-Unsubscribe-Post", "Resent-To", "Resent-Bcc",
 		"Apparently-To", "Disposition-Notification-To", "Errors-To", "Precedence", "X-", "x-smtpapi", "X-MC-BccAddress", "X-MSYS-API", "X-Mailgun-Recipient-Variables",
-		"X-Auto-Response-Suppress", "", " X-A", "X-A ", "X_A", "X-A:", "X-Ä", "X-A\r\nBcc",
+		"X-Auto-Response-Suppress", "X-Mailer", "X-" + strings.Repeat("a", 63), "", " X-A", "X-A ", "X_A", "X-A:", "X-Ä", "X-A\r\nBcc",
 	}
 	check := func(name string) []string {
 		var p problems
@@ -199,6 +238,9 @@ func FuzzHeader(f *testing.F) {
 			if !strings.HasPrefix(lower, "x-") && !slices.Contains([]string{"comments", "feedback-id", "importance", "in-reply-to", "keywords", "list-id", "organization", "priority", "references"}, lower) {
 				t.Errorf("accepted the header name %q", name)
 			}
+		}
+		if len(bad) == 0 {
+			mustBuild(t, e)
 		}
 		for _, field := range []string{"subject", "tags[0]"} {
 			if !slices.Contains(bad, field) && strings.ContainsFunc(value, isControl) {
