@@ -102,7 +102,7 @@ func Load(environ []string, dir string) (Config, error) {
 	c.LogLevel = r.logLevel()
 	c.LogFormat = LogFormat(r.oneOf("LOG_FORMAT", string(LogJSON), string(LogText)))
 
-	c.Redis.ClientName, c.CacheRedis.ClientName = c.Service, c.Service
+	c.Redis.Service, c.CacheRedis.Service = c.Service, c.Service
 	for _, v := range r.known {
 		c.settings = append(c.settings, r.settings[v.Name])
 	}

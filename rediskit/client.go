@@ -1,11 +1,13 @@
 package rediskit
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,16 +54,34 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 // Config returns the settings c was opened with.
 func (c *Client) Config() Config { return c.cfg }
 
+// Service returns the name in front of c's keys; "" if c has none.
+func (c *Client) Service() string { return c.cfg.Service }
+
+// Key returns the key of one of the service's values: the service's name and
+// the parts, joined by colons, such as api-gateway:user:123. Channels are named
+// in the same way. It is no more than that: a part that holds a colon looks
+// like two parts, so a part that comes from outside goes last, and keys that a
+// script or a command uses together carry a hash tag in a part ("{user-123}"),
+// so that a cluster keeps them in one slot. Without a service the key is the
+// parts alone.
+func (c *Client) Key(parts ...string) string {
+	key := strings.Join(parts, ":")
+	if c.cfg.Service == "" {
+		return key
+	}
+	return c.cfg.Service + ":" + key
+}
+
 // Dedicated returns a further client with the same settings but its own
 // connections and hooks, so that a blocked subscriber or a busy fetch loop
 // never starves the others. name is shown by CLIENT LIST after the configured
 // client name. [Client.Close] closes it; closing it earlier is allowed.
 func (c *Client) Dedicated(name string) redis.UniversalClient {
 	cfg := c.cfg
-	if cfg.ClientName != "" && name != "" {
-		name = cfg.ClientName + ":" + name
-	}
 	if name != "" {
+		if owner := cmp.Or(cfg.ClientName, cfg.Service); owner != "" {
+			name = owner + ":" + name
+		}
 		cfg.ClientName = name
 	}
 	further := redis.NewUniversalClient(cfg.options(c.tlsCfg))

@@ -1,6 +1,7 @@
 package rediskit
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -90,10 +92,21 @@ type Config struct {
 	// A command whose reply was lost runs twice when it is retried.
 	MaxRetries int
 
-	// ClientName is shown by CLIENT LIST. Default: none. Letters, digits and
-	// -_.:/ only, because the server refuses spaces.
+	// ClientName is shown by CLIENT LIST. Default: Service. Printable ASCII
+	// without spaces, because the server refuses those.
 	ClientName string
+
+	// Service is the name of the program that owns the keys made by [Client.Key]:
+	// 1 to 63 lower-case letters, digits, - and _, beginning with a letter. Two
+	// services with one name share keys. Default: none, which only programs that
+	// keep nothing of their own in Redis can use: cache, pub/sub, rate limits and
+	// sessions refuse such a client.
+	Service string
 }
+
+// The alphabet leaves out the colon, so that no service's prefix is the
+// beginning of another's, and braces, which choose a slot in a cluster.
+var serviceName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
 
 // ParseURL reads a Redis URL:
 //
@@ -221,6 +234,9 @@ func (c Config) validateTarget() error {
 	}
 	if strings.ContainsFunc(c.ClientName, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		bad("client name must be printable ASCII without spaces")
+	}
+	if c.Service != "" && !serviceName.MatchString(c.Service) {
+		bad("service name must be 1 to 63 lower-case letters, digits, - and _, beginning with a letter")
 	}
 	return errors.Join(errs...)
 }
@@ -350,11 +366,11 @@ func (c Config) options(tlsCfg *tls.Config) *redis.UniversalOptions {
 		}
 		return (&tls.Dialer{NetDialer: &d, Config: tlsCfg}).DialContext(ctx, network, addr)
 	}
-	if c.ClientName != "" {
+	if name := cmp.Or(c.ClientName, c.Service); name != "" {
 		o.OnConnect = func(ctx context.Context, cn *redis.Conn) error {
 			// Not Options.ClientName: that fails the connection of an ACL user who
 			// may not run CLIENT SETNAME, and a name is not worth that.
-			err := cn.ClientSetName(ctx, c.ClientName).Err()
+			err := cn.ClientSetName(ctx, name).Err()
 			if _, refused := errors.AsType[redis.Error](err); refused {
 				return nil
 			}
