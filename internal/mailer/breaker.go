@@ -91,5 +91,5 @@ func (b *breaker) wait() time.Duration {
 
 // jitter spreads d by ±20 %, so that a fleet does not probe in step.
 func jitter(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64())) //nolint:gosec // no secret depends on it
+	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
 }

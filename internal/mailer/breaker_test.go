@@ -228,8 +228,12 @@ func TestMailer_Send_breakerIgnoresRecipients(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			sendErr(t, t.Context(), m, testEnvelope(), Options{})
-			sendErr(t, cancelled, m, testEnvelope(), Options{})
+			if e := sendErr(t, t.Context(), m, testEnvelope(), Options{}); e == nil || e.ProviderFault() {
+				t.Errorf("refused: %v, want an error that is not the provider's", e)
+			}
+			if e := sendErr(t, cancelled, m, testEnvelope(), Options{}); e == nil || e.ProviderFault() {
+				t.Errorf("cancelled: %v, want an error that is not the provider's", e)
+			}
 		})
 	}
 	wg.Wait()

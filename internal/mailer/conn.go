@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/textproto"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -170,24 +171,16 @@ func (p *pool) authenticate(c *conn) error {
 		return errNoAuth
 	}
 	mechs := strings.Fields(strings.ToUpper(offered))
-	has := func(mech string) bool {
-		for _, m := range mechs {
-			if m == mech {
-				return true
-			}
-		}
-		return false
-	}
 	mech := p.prov.Auth
 	if mech == "" {
 		for _, m := range authMechanisms {
-			if m != "XOAUTH2" && has(m) {
+			if m != "XOAUTH2" && slices.Contains(mechs, m) {
 				mech = m
 				break
 			}
 		}
 	}
-	if mech == "" || !has(mech) {
+	if mech == "" || !slices.Contains(mechs, mech) {
 		return errMechanism
 	}
 	var a smtp.Auth

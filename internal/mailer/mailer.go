@@ -253,7 +253,7 @@ func (m *Mailer) Send(ctx context.Context, env Envelope, opt Options) (Receipt, 
 			wait = pause
 		}
 		// A breaker that skipped is no news; keep the failure that was seen.
-		if last == nil || err.Err != errBreakerOpen {
+		if last == nil || !errors.Is(err, errBreakerOpen) {
 			last = err
 		}
 		if !err.Phase.beforeBody() {

@@ -3,6 +3,7 @@ package mailer
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"strconv"
 	"time"
@@ -37,10 +38,10 @@ func readReply(br *bufio.Reader, r *reply) error {
 	for n := range maxReplyLines {
 		line, err := br.ReadSlice('\n')
 		if err != nil {
-			if err == io.EOF && len(line) > 0 {
+			switch {
+			case errors.Is(err, io.EOF) && len(line) > 0:
 				return io.ErrUnexpectedEOF
-			}
-			if err == bufio.ErrBufferFull {
+			case errors.Is(err, bufio.ErrBufferFull):
 				return errReply
 			}
 			return err

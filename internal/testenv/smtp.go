@@ -11,7 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
-	"fmt"
+	"errors"
 	"io"
 	"math/big"
 	"net"
@@ -345,7 +345,7 @@ type smtpSession struct {
 }
 
 // errHangUp ends a session.
-var errHangUp = fmt.Errorf("session ended by a fault")
+var errHangUp = errors.New("session ended by a fault")
 
 func (c *smtpSession) use(conn net.Conn) {
 	c.Conn, c.br, c.bw = conn, bufio.NewReaderSize(conn, 16<<10), bufio.NewWriter(conn)
@@ -443,6 +443,9 @@ func (c *smtpSession) rest(d time.Duration) {
 // hang does nothing until the client or the test ends the connection. In the
 // body it does not even read.
 func (c *smtpSession) hang(at Stage) error {
+	if at == StageBody {
+		_, _ = c.br.Peek(1) // the client has got its 354 and is in the body
+	}
 	c.s.mu.Lock()
 	c.s.hanging++
 	c.s.mu.Unlock()
@@ -659,7 +662,7 @@ func (c *smtpSession) readBody() ([]byte, error) {
 	sinceRest := 0
 	for {
 		line, err := c.br.ReadSlice('\n')
-		if err != nil && err != bufio.ErrBufferFull {
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return nil, err
 		}
 		if f.kind == kindSlow {
