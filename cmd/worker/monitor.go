@@ -35,7 +35,7 @@ func newMonitorCommand(p cli.Process) *cobra.Command {
 			cleanup.add("redis", func(context.Context) error { return rdb.Close() })
 
 			failed := make(chan error, 1)
-			stop, err := serveMonitor(cfg, rdb, nil, log, failed)
+			stop, err := serveMonitor(ctx, cfg, rdb, nil, log, failed)
 			if err != nil {
 				return err
 			}

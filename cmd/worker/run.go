@@ -95,7 +95,7 @@ func run(ctx context.Context, cfg config.Config, log zerolog.Logger) (err error)
 	}
 
 	failed := make(chan error, 1)
-	stopHTTP, err := serveMonitor(cfg, rdb, monitorChecks(w), log, failed)
+	stopHTTP, err := serveMonitor(ctx, cfg, rdb, monitorChecks(w), log, failed)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func monitorChecks(w *worker.Worker) []monitor.Check {
 }
 
 // serveMonitor listens on MONITOR_ADDR. What the server dies of later arrives on failed.
-func serveMonitor(cfg config.Config, rdb *rediskit.Client, checks []monitor.Check, log zerolog.Logger, failed chan<- error) (stop func(context.Context) error, err error) {
+func serveMonitor(ctx context.Context, cfg config.Config, rdb *rediskit.Client, checks []monitor.Check, log zerolog.Logger, failed chan<- error) (stop func(context.Context) error, err error) {
 	if err := monitor.CheckAddr(cfg.MonitorAddr); err != nil {
 		return nil, fmt.Errorf("serve MONITOR_ADDR: %w", err)
 	}
@@ -128,7 +128,7 @@ func serveMonitor(cfg config.Config, rdb *rediskit.Client, checks []monitor.Chec
 	if err != nil {
 		return nil, err
 	}
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", cfg.MonitorAddr)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.MonitorAddr)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on MONITOR_ADDR: %w; set MONITOR_ADDR to another address", err), mon.Close())
 	}

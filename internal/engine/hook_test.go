@@ -24,8 +24,8 @@ func TestSeam_BacksOff(t *testing.T) {
 			_ = process(t.Context(), redis.NewCmd(t.Context(), "evalsha", "x"))
 			return time.Since(start)
 		}
-		for i, want := range []time.Duration{250, 500, 1000, 2000, 2000, 2000} {
-			want *= time.Millisecond
+		for i, ms := range []int{250, 500, 1000, 2000, 2000, 2000} {
+			want := time.Duration(ms) * time.Millisecond
 			if d := took(errors.New("connection refused")); d < want/2 || d > want {
 				t.Errorf("failure %d: waited %v, want between %v and %v", i+1, d, want/2, want)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -139,7 +140,7 @@ if state ~= '' then redis.call('HDEL', KEYS[1], 'state', 'at') end
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 return answer('go')`)
 
-// ARGV: token, provider
+// ARGV: token, provider.
 var commitScript = redis.NewScript(`
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 local t = redis.call('TIME')
@@ -406,10 +407,7 @@ func (l *Ledger) Stop(ctx context.Context) error {
 // flush writes what it can and stops at the first refusal.
 func (l *Ledger) flush(ctx context.Context) {
 	l.mu.Lock()
-	entries := make(map[string]*entry, len(l.journal))
-	for id, e := range l.journal {
-		entries[id] = e
-	}
+	entries := maps.Clone(l.journal)
 	l.mu.Unlock()
 	for id, e := range entries {
 		wctx, cancel := context.WithTimeout(ctx, writeTimeout)

@@ -142,8 +142,12 @@ func TestLedger_ParkedRunsWhenAPersonSaysSo(t *testing.T) {
 		name string
 		park func(t *testing.T, f *fixture, a *ledger.Attempt)
 	}{
-		{"by the attempt", func(t *testing.T, _ *fixture, a *ledger.Attempt) { a.Park(t.Context()) }},
+		{"by the attempt", func(t *testing.T, _ *fixture, a *ledger.Attempt) {
+			t.Helper()
+			a.Park(t.Context())
+		}},
 		{"by a later one", func(t *testing.T, f *fixture, _ *ledger.Attempt) {
+			t.Helper()
 			begin(t, f.b, "job", ledger.Options{}, ledger.Doubtful)
 			if err := f.b.Park(t.Context(), "job"); err != nil {
 				t.Fatal(err)
@@ -228,6 +232,7 @@ func (repeat) DialHook(next redis.DialHook) redis.DialHook { return next }
 func (repeat) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
+
 func (repeat) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		if strings.HasPrefix(cmd.Name(), "eval") {

@@ -292,16 +292,15 @@ func copies(smtp *testenv.SMTPServer) map[string]int {
 const patience = 60 * time.Second
 
 // eventually polls for what real servers do in their own time.
-func eventually(t *testing.T, what string, ok func() bool, else_ ...func() string) {
+func eventually(t *testing.T, what string, ok func() bool, state ...func() string) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
-			state := ""
-			for _, f := range else_ {
-				state += "; " + f()
+			for _, f := range state {
+				what += "; " + f()
 			}
-			t.Fatalf("not within %v: %s%s", patience, what, state)
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

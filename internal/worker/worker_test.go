@@ -125,7 +125,7 @@ func TestWorker_StrictPriority(t *testing.T) {
 
 // What can never be delivered is archived at once, with a reason and without a
 // word of the payload.
-func TestWorker_ArchivesWhatCannotBeSent(t *testing.T) {
+func TestWorker_ArchivesWhatCannotBeSent(t *testing.T) { //nolint:tparallel // what follows the subtests needs all of them finished
 	t.Parallel()
 	b := setup(t, quick(), testenv.Redis(t), testenv.SMTP(t))
 	b.start(t)
