@@ -27,7 +27,8 @@ var shots = flag.String("shots", "", "write screenshots of every page into this 
 // browserTimeout bounds everything one test does in the browser.
 const browserTimeout = 90 * time.Second
 
-// browser is a headless Chromium tab that notes every request and every error of a page.
+// browser is a headless Chromium tab that notes every request, every exception of
+// a script and everything that a page's policy forbade.
 type browser struct {
 	ctx context.Context //nolint:containedctx // chromedp keeps the tab in it
 
@@ -84,7 +85,7 @@ func (b *browser) note(event any) {
 		}
 		b.errors = append(b.errors, text)
 	case *log.EventEntryAdded:
-		if e.Entry.Level == log.EntryLevelError {
+		if e.Entry.Level == log.EntryLevelError && strings.Contains(e.Entry.Text, "Content Security Policy") {
 			b.errors = append(b.errors, e.Entry.Text+" "+e.Entry.URL)
 		}
 	}
@@ -131,9 +132,15 @@ func eval[T any](t *testing.T, b *browser, expression string) T {
 	return v
 }
 
-// frameText returns what a message's frame shows. The frame is sandboxed, so that
-// it has a process and a target of its own.
+// frameText returns what a message's frame shows.
 func (b *browser) frameText(t *testing.T, path string) string {
+	t.Helper()
+	return b.inFrame(t, path, `document.body.innerText`)
+}
+
+// inFrame evaluates an expression in a message's frame. The frame is sandboxed, so
+// that it has a process and a target of its own.
+func (b *browser) inFrame(t *testing.T, path, expression string) string {
 	t.Helper()
 	var id target.ID
 	var seen []string
@@ -153,7 +160,7 @@ func (b *browser) frameText(t *testing.T, path string) string {
 	})
 	ctx, cancel := chromedp.NewContext(b.ctx, chromedp.WithTargetID(id), chromedp.WithDetachOnCancel())
 	defer cancel()
-	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
+	text, err := chromedp.Run(ctx, chromedp.Evaluate[string](expression))
 	if err != nil {
 		t.Fatalf("read the frame: %v (targets: %q)", err, seen)
 	}
@@ -234,8 +241,6 @@ func (b *browser) assertLocal(t *testing.T, base string) {
 		t.Error("no request was seen at all: is the listener attached?")
 	}
 	for _, e := range b.errors {
-		if !strings.Contains(e, "AbortError") {
-			t.Errorf("error on a page: %s", e)
-		}
+		t.Errorf("error on a page: %s", e)
 	}
 }

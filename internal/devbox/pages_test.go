@@ -261,6 +261,16 @@ func TestBrowser_Templates(t *testing.T) {
 	tab.shootAll(t, "templates-phone")
 	tab.run(t, click(`#widths input[value="desktop"]`))
 
+	// The reader's colour scheme, whatever the developer's is.
+	const dark = `String(matchMedia("(prefers-color-scheme: dark)").matches)`
+	if got := tab.inFrame(t, frame, dark); got != "false" {
+		t.Errorf("dark for the mail: %s, want false", got)
+	}
+	tab.run(t, click(`#schemes input[value="dark"]`))
+	eventually(t, "the mail is told that its reader likes it dark", func() bool { return tab.inFrame(t, frame, dark) == "true" })
+	tab.shootAll(t, "templates-dark-mail")
+	tab.run(t, click(`#schemes input[value="light"]`))
+
 	// Data, good and bad.
 	set := func(data string) {
 		tab.run(t, chromedp.Evaluate[chromedp.Void](`(() => { const d = document.getElementById("data"); d.value = `+quoted(data)+`; d.dispatchEvent(new Event("input")); })()`))

@@ -83,7 +83,7 @@ func parseMail(raw []byte) *parsed {
 		if err != nil {
 			value = fields.Value()
 		}
-		p.Headers = append(p.Headers, headerField{fields.Key(), strings.ToValidUTF8(value, "\uFFFD")})
+		p.Headers = append(p.Headers, headerField{fieldName(fields), strings.ToValidUTF8(value, "\uFFFD")})
 	}
 	parts := 0
 	err = entity.Walk(func(_ []int, e *message.Entity, err error) error {
@@ -102,6 +102,17 @@ func parseMail(raw []byte) *parsed {
 		p.problem("the message ends too early or is malformed", err)
 	}
 	return p
+}
+
+// fieldName is a header's name as it was written: go-message's key is in its own
+// capitals.
+func fieldName(f message.HeaderFields) string {
+	raw, err := f.Raw()
+	if err != nil {
+		return f.Key()
+	}
+	name, _, _ := bytes.Cut(raw, []byte(":"))
+	return strings.ToValidUTF8(string(bytes.TrimSpace(name)), "\uFFFD")
 }
 
 func (p *parsed) problem(what string, err error) {

@@ -17,7 +17,7 @@ To: "Riverside <Family> Health" <a@example.com>, b@example.com
 Reply-To: help@example.com
 Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=
 Date: Mon, 23 Nov 2026 15:04:05 +0100
-X-Long: one
+X-LONG: one
  two
 Content-Type: multipart/mixed; boundary=m
 
@@ -80,7 +80,7 @@ pdf
 		t.Errorf("parts:\n%+v, want\n%+v", p.Parts, want)
 	}
 	// In their order, unfolded and decoded.
-	if got := p.Headers[5]; p.Headers[0] != (headerField{"From", "José <jose@example.com>"}) || got != (headerField{"X-Long", "one two"}) {
+	if got := p.Headers[5]; p.Headers[0] != (headerField{"From", "José <jose@example.com>"}) || got != (headerField{"X-LONG", "one two"}) {
 		t.Errorf("headers %v", p.Headers)
 	}
 }

@@ -333,7 +333,6 @@ func TestWeb_Events(t *testing.T) {
 	if _, err := io.Copy(io.Discard, resp.Body); errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-
 }
 
 func TestListenWeb(t *testing.T) {

@@ -32,6 +32,7 @@ function route() {
   $("template-list").replaceChildren(...all.map((t) => el("li", {},
     el("a", { href: `#${t.name}/${t.locales.includes(locale) ? locale : t.locales[0]}`, "aria-current": t.name === current ? "true" : undefined },
       el("span", { class: "template-name" }, t.name), el("span", { class: "template-locales" }, t.locales.join(" · "))))));
+  if (switched) $("template-list").scrollLeft = $("template-list").querySelector("[aria-current]").offsetLeft - 16; // on a phone it is one line
   const names = new Intl.DisplayNames("en", { type: "language" });
   const focused = document.activeElement?.name === "locale";
   $("locales").replaceChildren($("locales").firstElementChild, ...template.locales.map((l) => el("label", { title: names.of(l) },
@@ -99,6 +100,8 @@ $("reset").addEventListener("click", () => {
 });
 $("locales").addEventListener("change", (event) => (location.hash = `#${current}/${event.target.value}`));
 $("widths").addEventListener("change", (event) => ($("panel-html").dataset.width = event.target.value));
+// The frame's own colour scheme is what its document takes for the reader's.
+$("schemes").addEventListener("change", (event) => ($("panel-html").dataset.scheme = event.target.value));
 $("send").addEventListener("click", async () => {
   const data = input();
   if (data === undefined) return;
