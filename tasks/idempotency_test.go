@@ -261,8 +261,8 @@ func TestProducer_LostReply(t *testing.T) {
 	for _, tt := range tests {
 		p := newProducer(t, proxy.client(t, 3))
 		// The scripts are loaded, and the queue is announced.
-		send(t, p, message(), Queue("warm-up"))
-		send(t, p, message(), Queue("warm-up"), Delay(time.Hour))
+		send(t, p, message(), Queue("email:warm-up"))
+		send(t, p, message(), Queue("email:warm-up"), Delay(time.Hour))
 		before := proxy.dropped.Load()
 		proxy.drop(tt.command, tt.spare)
 		r := send(t, p, message(), tt.opts...)

@@ -122,11 +122,13 @@ func IdempotencyKey(key string) Option {
 }
 
 // Queue puts the job into the named queue, behind the producer's namespace,
-// whatever its class and Priority. Some worker must consume that queue.
+// whatever its class and Priority: email:critical, email:default, email:bulk, or
+// another name that begins with email: and that a worker's QUEUES lists. A job
+// in a queue that nobody consumes would wait for ever.
 func Queue(name string) Option {
 	return func(o *jobOptions) {
 		if !queueName.MatchString(name) {
-			o.problems.add("queue", "must be lower-case letters, digits, -, _ and :, begin with a letter, and have at most 63 characters")
+			o.problems.add("queue", "must be email: followed by 1 to 24 lower-case letters, digits, - and _, such as email:bulk")
 		}
 		o.queue = name
 	}
@@ -148,7 +150,7 @@ func inNamespace(namespace, queue string) string {
 // The braces of a cluster's hash tag, white space and slashes would be accepted
 // by asynq and break it, or its dashboard, later.
 var (
-	queueName     = regexp.MustCompile(`^[a-z][a-z0-9_:-]{0,62}$`)
+	queueName     = regexp.MustCompile(`^email:[a-z0-9_-]{1,24}$`)
 	namespaceName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}$`)
 )
 
@@ -208,9 +210,6 @@ func makePlan(opts []Option, class Class, namespace string, now time.Time) (plan
 	}
 	if o.queue != "" {
 		p.queue = inNamespace(namespace, o.queue)
-	}
-	if !queueName.MatchString(p.queue) && len(o.problems) == 0 {
-		o.problems.add("queue", "has more than 63 characters with the namespace in front")
 	}
 	if o.at.After(now) {
 		o.problems.duration("at", o.at.Sub(now), 0)

@@ -40,8 +40,8 @@ func TestMakePlan(t *testing.T) {
 		{name: "bulk", class: ClassBulk, want: with(func(p *plan) { p.queue = "email:bulk" })},
 		{name: "bulk priority", opts: []Option{Priority(Bulk)}, want: with(func(p *plan) { p.queue = "email:bulk" })},
 		{name: "namespace", namespace: "staging", opts: []Option{Priority(Critical)}, want: with(func(p *plan) { p.queue = "staging:email:critical" })},
-		{name: "queue wins", namespace: "staging", opts: []Option{Queue("lab:results"), Priority(Critical)}, want: with(func(p *plan) { p.queue = "staging:lab:results" })},
-		{name: "queue of 63", opts: []Option{Queue(strings.Repeat("a", 63))}, want: with(func(p *plan) { p.queue = strings.Repeat("a", 63) })},
+		{name: "queue wins", namespace: "staging", opts: []Option{Queue("email:lab-results"), Priority(Critical)}, want: with(func(p *plan) { p.queue = "staging:email:lab-results" })},
+		{name: "longest queue", opts: []Option{Queue("email:" + strings.Repeat("a", 24))}, want: with(func(p *plan) { p.queue = "email:" + strings.Repeat("a", 24) })},
 		{name: "delay", opts: []Option{Delay(5 * time.Second)}, want: with(func(p *plan) { p.processAt = now.Add(5 * time.Second) })},
 		{name: "no delay", opts: []Option{Delay(0)}, want: base},
 		{name: "at", opts: []Option{At(now.Add(time.Hour).In(berlin))}, want: with(func(p *plan) { p.processAt = now.Add(time.Hour) })},
@@ -97,7 +97,7 @@ func TestMakePlan_Refuses(t *testing.T) {
 		{"far deadline", []Option{Deadline(time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC))}, []string{"deadline"}},
 		{"empty key", []Option{IdempotencyKey("")}, []string{"idempotency_key"}},
 		{"long key", []Option{IdempotencyKey(strings.Repeat("k", 257))}, []string{"idempotency_key"}},
-		{"queue with namespace", []Option{Queue(strings.Repeat("a", 60))}, []string{"queue"}},
+		{"queue nobody serves", []Option{Queue("lab-results")}, []string{"queue"}},
 		{"all at once", []Option{Delay(-1), MaxRetry(0), Queue("")}, []string{"delay", "max_retry", "queue"}},
 	}
 	for _, name := range []string{"", "Email", "a b", "a/b", "a{b}", "}x", "1a", ":a", "-a", "a\n", "é", canary + " ", strings.Repeat("a", 64)} {
