@@ -43,7 +43,7 @@ func TestLoad_defaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	redis := rediskit.Config{Addrs: []string{"127.0.0.1:6379"}, ClientName: "postroom"}
+	redis := rediskit.Config{Addrs: []string{"127.0.0.1:6379"}, Service: "postroom"}
 	want := Config{
 		Service: "postroom", Redis: redis, CacheRedis: redis,
 		Queues:      map[string]int{"email:critical": 6, "email:default": 3, "email:bulk": 1},
@@ -99,7 +99,7 @@ func TestLoad_everything(t *testing.T) {
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
 	redis := rediskit.Config{
-		Addrs: []string{"redis.example:6380"}, Username: "alice", Password: " p#w ", DB: 3, TLS: true, ClientName: "mailroom",
+		Addrs: []string{"redis.example:6380"}, Username: "alice", Password: " p#w ", DB: 3, TLS: true, Service: "mailroom",
 		CAFile: file("ca.pem"), CertFile: file("client.pem"), KeyFile: file("client.key"),
 	}
 	if !reflect.DeepEqual(got.Redis, redis) {
@@ -152,7 +152,7 @@ func TestLoad_redis(t *testing.T) {
 			t.Errorf("%v: %v", tt.env, err)
 			continue
 		}
-		tt.want.ClientName = "postroom"
+		tt.want.Service = "postroom"
 		if !reflect.DeepEqual(got.Redis, tt.want) {
 			t.Errorf("%v: %#v, want %#v", tt.env, got.Redis, tt.want)
 		}
