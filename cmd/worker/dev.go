@@ -3,12 +3,14 @@ package main
 import (
 	"cmp"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/medicalink/postroom/config"
 	"github.com/medicalink/postroom/internal/cli"
@@ -85,7 +87,9 @@ func devLogger(cfg config.Config, stderr io.Writer, level zerolog.Level) zerolog
 		level = cfg.LogLevel
 	}
 	if !isSet(cfg, "LOG_FORMAT") {
-		stderr = zerolog.ConsoleWriter{Out: stderr, TimeFormat: time.TimeOnly}
+		file, ok := stderr.(*os.File)
+		terminal := ok && term.IsTerminal(int(file.Fd())) //nolint:gosec // a descriptor fits
+		stderr = zerolog.ConsoleWriter{Out: stderr, TimeFormat: time.TimeOnly, NoColor: !terminal}
 	}
 	return zerolog.New(stderr).Level(level).With().Timestamp().Logger()
 }

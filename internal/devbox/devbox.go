@@ -104,7 +104,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		select {
 		case m, ok := <-first:
 			if ok {
-				fmt.Fprintf(cfg.Out, "  %s\n\n", m)
+				fmt.Fprintf(cfg.Out, "  %s\n", m)
 			}
 			first = nil
 		case <-ctx.Done():
