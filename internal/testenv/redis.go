@@ -55,10 +55,12 @@ func TLS() RedisOption { return func(s *RedisServer) { s.tls = true } }
 
 // RedisServer is a redis-server of its own for one test.
 type RedisServer struct {
-	tb       testing.TB
+	tb       testing.TB // nil for a shared server, which no test may kill
 	binary   string
 	dir      string
 	port     int
+	busPort  int // of a node of a cluster; 0 is no cluster
+	sentinel bool
 	settings []string
 	tls      bool
 	username string
@@ -75,41 +77,68 @@ type RedisServer struct {
 // promises were not tested.
 func Redis(tb testing.TB, opts ...RedisOption) *RedisServer {
 	tb.Helper()
+	s, err := launch(opts...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s.lendTo(tb)
+	return s
+}
+
+// lendTo ties the server to a test.
+func (s *RedisServer) lendTo(tb testing.TB) {
+	s.tb = tb
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Logf("log of redis-server on %s:\n%s", s.Addr(), s.log())
+		}
+		s.discard()
+	})
+}
+
+// launch starts a server that belongs to nobody yet.
+func launch(opts ...RedisOption) (*RedisServer, error) {
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
-		tb.Fatal("redis-server is not on PATH: these tests run against a real one; `task setup` installs it")
+		return nil, errors.New("redis-server is not on PATH: these tests run against a real one; `task setup` installs it")
 	}
 	// Not tb.TempDir: its path can exceed the 107 bytes of a Unix socket's name.
 	dir, err := os.MkdirTemp("", "postroom-redis-")
 	if err != nil {
-		tb.Fatalf("make directory for redis: %v", err)
+		return nil, fmt.Errorf("make directory for redis: %w", err)
 	}
-	s := &RedisServer{tb: tb, binary: binary, dir: dir}
-	tb.Cleanup(func() {
-		s.stop()
-		if tb.Failed() {
-			s.showLog()
-		}
-		_ = os.RemoveAll(dir)
-	})
+	s := &RedisServer{binary: binary, dir: dir}
 	for _, opt := range opts {
 		opt(s)
 	}
 	if s.tls {
-		s.writeCertificates()
+		err = s.writeCertificates()
 	}
 	// A port found free can be taken before the server has it: try again.
-	for range 5 {
-		s.port = freePort(tb)
-		if err = s.start(); err == nil {
-			return s
-		}
-		if !strings.Contains(s.log(), "Address already in use") {
+	for attempt := 0; err == nil && attempt < 5; attempt++ {
+		if err = s.pickPorts(); err != nil {
 			break
 		}
+		if err = s.start(); err == nil {
+			return s, nil
+		}
+		if strings.Contains(s.log(), "Address already in use") {
+			s.stop()
+			err = nil
+			_ = os.Remove(s.file("redis.log"))
+		}
 	}
-	tb.Fatalf("start redis-server: %v", err)
-	return nil
+	if err == nil {
+		err = errors.New("no free port in five attempts")
+	}
+	err = fmt.Errorf("start redis-server: %w\n%s", err, s.log())
+	s.discard()
+	return nil, err
+}
+
+func (s *RedisServer) discard() {
+	s.stop()
+	_ = os.RemoveAll(s.dir)
 }
 
 // Addr returns the server's host:port.
@@ -148,7 +177,12 @@ func (s *RedisServer) Config() rediskit.Config {
 // the caller.
 func (s *RedisServer) Open(tb testing.TB) *rediskit.Client {
 	tb.Helper()
-	client, err := rediskit.Open(tb.Context(), s.Config())
+	return open(tb, s.Config())
+}
+
+func open(tb testing.TB, cfg rediskit.Config) *rediskit.Client {
+	tb.Helper()
+	client, err := rediskit.Open(tb.Context(), cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -191,12 +225,14 @@ func (s *RedisServer) signal(sig os.Signal) {
 func (s *RedisServer) file(name string) string { return filepath.Join(s.dir, name) }
 
 func (s *RedisServer) conf() string {
-	lines := []string{
-		"bind 127.0.0.1",
-		"dir " + s.dir,
-		"unixsocket " + s.Socket(),
-		`save ""`,
-		"daemonize no",
+	lines := []string{"bind 127.0.0.1", "dir " + s.dir, "daemonize no"}
+	if !s.sentinel {
+		// A replica that connects must not wait 5 s for others to come along.
+		lines = append(lines, "unixsocket "+s.Socket(), `save ""`, "repl-diskless-sync-delay 0")
+	}
+	if s.busPort != 0 {
+		lines = append(lines, "cluster-enabled yes", "cluster-config-file nodes.conf",
+			"cluster-port "+strconv.Itoa(s.busPort), "cluster-node-timeout "+failureTimeout)
 	}
 	if s.tls {
 		lines = append(
@@ -217,7 +253,11 @@ func (s *RedisServer) start() error {
 	if err != nil {
 		return fmt.Errorf("open redis.log: %w", err)
 	}
-	cmd := exec.Command(s.binary, s.file("redis.conf")) //nolint:noctx // it outlives the test's context: Cleanup stops it
+	args := []string{s.file("redis.conf")}
+	if s.sentinel {
+		args = append(args, "--sentinel")
+	}
+	cmd := exec.Command(s.binary, args...) //nolint:noctx // it outlives the test's context: Cleanup stops it
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = dieWithParent()
 	started, exited := make(chan error, 1), make(chan struct{})
@@ -275,27 +315,28 @@ func (s *RedisServer) stop() {
 	s.cmd = nil
 }
 
+// log returns the end of the server's log.
 func (s *RedisServer) log() string {
 	text, _ := os.ReadFile(s.file("redis.log"))
+	if tail := 32 << 10; len(text) > tail {
+		return "…" + string(text[len(text)-tail:])
+	}
 	return string(text)
 }
 
-func (s *RedisServer) showLog() {
-	s.tb.Helper()
-	text := s.log()
-	if tail := 32 << 10; len(text) > tail {
-		text = "…" + text[len(text)-tail:]
+func (s *RedisServer) pickPorts() (err error) {
+	if s.port, err = freePort(); err == nil && s.busPort != 0 {
+		s.busPort, err = freePort()
 	}
-	s.tb.Logf("log of redis-server on %s:\n%s", s.Addr(), text)
+	return err
 }
 
-func freePort(tb testing.TB) int {
-	tb.Helper()
+func freePort() (int, error) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
-		tb.Fatalf("find a free port: %v", err)
+		return 0, fmt.Errorf("find a free port: %w", err)
 	}
 	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
+	return l.Addr().(*net.TCPAddr).Port, nil
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -16,26 +17,30 @@ import (
 )
 
 // writeCertificates makes an authority and, signed by it, a server and a client
-// certificate that live as long as the test.
-func (s *RedisServer) writeCertificates() {
-	s.tb.Helper()
-	ca, caKey := s.certificate("ca", nil, nil)
-	s.certificate("server", ca, caKey)
-	s.certificate("client", ca, caKey)
+// certificate that live for a day.
+func (s *RedisServer) writeCertificates() error {
+	ca, caKey, err := s.certificate("ca", nil, nil)
+	if err == nil {
+		_, _, err = s.certificate("server", ca, caKey)
+	}
+	if err == nil {
+		_, _, err = s.certificate("client", ca, caKey)
+	}
+	if err != nil {
+		return fmt.Errorf("make certificates: %w", err)
+	}
+	return nil
 }
 
-func (s *RedisServer) certificate(name string, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
-	s.tb.Helper()
-	check := func(err error) {
-		s.tb.Helper()
-		if err != nil {
-			s.tb.Fatalf("make certificate %s: %v", name, err)
-		}
-	}
+func (s *RedisServer) certificate(name string, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(err)
+	if err != nil {
+		return nil, nil, fmt.Errorf("generate key: %w", err)
+	}
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	check(err)
+	if err != nil {
+		return nil, nil, fmt.Errorf("choose serial number: %w", err)
+	}
 	tmpl := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: "postroom test " + name},
@@ -52,16 +57,24 @@ func (s *RedisServer) certificate(name string, parent *x509.Certificate, parentK
 		parent, parentKey = tmpl, key
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, parentKey)
-	check(err)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	check(err)
-	write := func(file, kind string, der []byte) {
-		s.tb.Helper()
-		check(os.WriteFile(s.file(file), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign certificate: %w", err)
 	}
-	write(name+".crt", "CERTIFICATE", der)
-	write(name+".key", "PRIVATE KEY", keyDER)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode key: %w", err)
+	}
+	for _, f := range []struct {
+		file, kind string
+		der        []byte
+	}{{name + ".crt", "CERTIFICATE", der}, {name + ".key", "PRIVATE KEY", keyDER}} {
+		if err := os.WriteFile(s.file(f.file), pem.EncodeToMemory(&pem.Block{Type: f.kind, Bytes: f.der}), 0o600); err != nil {
+			return nil, nil, fmt.Errorf("write certificate: %w", err)
+		}
+	}
 	cert, err := x509.ParseCertificate(der)
-	check(err)
-	return cert, key
+	if err != nil {
+		return nil, nil, fmt.Errorf("read certificate back: %w", err)
+	}
+	return cert, key, nil
 }
