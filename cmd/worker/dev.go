@@ -88,7 +88,7 @@ func devLogger(cfg config.Config, stderr io.Writer, level zerolog.Level) zerolog
 	}
 	if !isSet(cfg, "LOG_FORMAT") {
 		file, ok := stderr.(*os.File)
-		terminal := ok && term.IsTerminal(int(file.Fd())) //nolint:gosec // a descriptor fits
+		terminal := ok && term.IsTerminal(int(file.Fd()))
 		stderr = zerolog.ConsoleWriter{Out: stderr, TimeFormat: time.TimeOnly, NoColor: !terminal}
 	}
 	return zerolog.New(stderr).Level(level).With().Timestamp().Logger()

@@ -154,10 +154,12 @@ func Once(ctx context.Context, cfg Config) (err error) {
 
 // unlessEnded hides what fails because the user pressed Ctrl-C during the start.
 func unlessEnded(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
+	select {
+	case <-ctx.Done():
 		return nil
+	default:
+		return err
 	}
-	return err
 }
 
 // box is everything but the pages.
@@ -322,7 +324,8 @@ func (b *box) greeting(site *webServer) string {
 		fmt.Fprintf(&s, "  %-10s %s\n", name, address)
 	}
 	s.WriteString("\npostroom is running. No mail leaves this machine.\n\n")
-	if _, port, _ := net.SplitHostPort(b.cfg.Addr); site.addr != b.cfg.Addr && port != "0" {
+	_, want, _ := net.SplitHostPort(b.cfg.Addr)
+	if _, got, _ := net.SplitHostPort(site.addr); got != want && want != "0" {
 		fmt.Fprintf(&s, "  %s is taken, so the pages are on %s.\n\n", b.cfg.Addr, site.addr)
 	}
 	watched := ""

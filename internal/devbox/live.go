@@ -129,6 +129,10 @@ func (l *liveTemplates) follow(watcher *fsnotify.Watcher, use func(*templates.Se
 
 // addTree watches dir and every directory in it; watching one twice is harmless.
 func addTree(watcher *fsnotify.Watcher, dir string) error {
+	dir, err := filepath.EvalSymlinks(dir) // the walk follows none
+	if err != nil {
+		return err
+	}
 	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && path != dir:

@@ -129,8 +129,7 @@ func startRedisOnce(ctx context.Context, binary, dir string) (*embeddedRedis, er
 	for {
 		client, err := rediskit.Open(ctx, rediskit.Config{Addrs: []string{addr}, MaxRetries: -1})
 		if err == nil {
-			// Another server may have been faster on this port: then ours has ended.
-			if err = errors.Join(client.Close(), alive(died)); err == nil {
+			if err = errors.Join(isOurs(ctx, client, dir), client.Close()); err == nil {
 				return &embeddedRedis{addr: addr, kind: "redis-server", died: died, stop: stop}, nil
 			}
 		}
@@ -144,13 +143,16 @@ func startRedisOnce(ctx context.Context, binary, dir string) (*embeddedRedis, er
 	}
 }
 
-func alive(died <-chan struct{}) error {
-	select {
-	case <-died:
-		return errors.New("redis-server has ended")
-	default:
-		return nil
+// isOurs tells the server in dir from another that was faster on its port.
+func isOurs(ctx context.Context, client *rediskit.Client, dir string) error {
+	got, err := client.ConfigGet(ctx, "dir").Result()
+	if err != nil {
+		return fmt.Errorf("ask Redis for its directory: %w", err)
 	}
+	if filepath.Base(got["dir"]) != filepath.Base(dir) {
+		return errors.New("another Redis has taken the port")
+	}
+	return nil
 }
 
 func freePort(ctx context.Context) (int, error) {

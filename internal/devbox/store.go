@@ -126,6 +126,10 @@ type listing struct {
 	Matched  int       `json:"matched"`  // of all kept messages
 	Total    int       `json:"total"`    // kept messages
 	Dropped  int       `json:"dropped"`  // older ones dropped since the start or the last clearing
+
+	// The bounds beyond which the oldest are dropped.
+	KeepMessages int `json:"keep_messages"`
+	KeepBytes    int `json:"keep_bytes"`
 }
 
 // list returns the newest limit messages that contain every word of query.
@@ -133,7 +137,7 @@ func (s *store) list(query string, limit int) listing {
 	words := strings.Fields(strings.ToLower(query))
 	s.mu.Lock()
 	all := slices.Clone(s.messages)
-	out := listing{Messages: []summary{}, Total: len(all), Dropped: s.dropped}
+	out := listing{Messages: []summary{}, Total: len(all), Dropped: s.dropped, KeepMessages: keepMessages, KeepBytes: keepBytes}
 	s.mu.Unlock()
 	for _, m := range slices.Backward(all) {
 		if slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(m.search, w) }) {

@@ -2,6 +2,7 @@ package devbox
 
 import (
 	"context"
+	"crypto/rand"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,7 @@ const (
 
 // versions count changes of what the pages show.
 type versions struct {
+	Process   string `json:"process"` // another one begins to count anew
 	Inbox     uint64 `json:"inbox"`
 	Templates uint64 `json:"templates"`
 }
@@ -48,7 +50,9 @@ type changes struct {
 	next chan struct{} // closed at the next change
 }
 
-func newChanges() *changes { return &changes{next: make(chan struct{})} }
+func newChanges() *changes {
+	return &changes{now: versions{Process: rand.Text()}, next: make(chan struct{})}
+}
 
 func (c *changes) note(change func(*versions)) {
 	c.mu.Lock()

@@ -25,18 +25,32 @@ export const post = (path, body, signal) =>
   api(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
 
 // live calls changed(versions) at once and after every change on the server, also after a lost connection.
+// A page that nobody sees lets go of its connection: a browser has six for all its tabs.
 export function live(changed) {
   const state = (name, text) => {
     $("live").dataset.state = name;
     $("live-text").textContent = text;
   };
-  const source = new EventSource("/api/events");
-  source.onmessage = (event) => {
-    state("live", "Live");
-    changed(JSON.parse(event.data));
+  let source;
+  const connect = () => {
+    source?.close();
+    source = undefined;
+    if (document.hidden) return;
+    source = new EventSource("/api/events");
+    source.onmessage = async (event) => {
+      state("live", "Live");
+      try {
+        await changed(JSON.parse(event.data));
+      } catch (error) {
+        toast(error.message);
+      }
+    };
+    source.onerror = () => state("lost", "Stopped");
   };
-  source.onerror = () => state("lost", "Stopped");
-  addEventListener("pagehide", () => source.close());
+  document.addEventListener("visibilitychange", connect);
+  addEventListener("pagehide", () => source?.close());
+  addEventListener("pageshow", (event) => event.persisted && connect());
+  connect();
 }
 
 // serial returns a function that runs work, and once more if it was called meanwhile: never two at a time.

@@ -49,7 +49,7 @@ function showList(answer, query) {
   mark();
 
   let text = query ? `${answer.matched.toLocaleString("en")} of ${plural(answer.total, "message", "messages")}` : plural(answer.total, "message", "messages");
-  if (answer.dropped > 0) text += ` · ${plural(answer.dropped, "older one was", "older ones were")} dropped: the inbox keeps the newest 1,000, 64 MiB at most`;
+  if (answer.dropped > 0) text += ` · ${plural(answer.dropped, "older one was", "older ones were")} dropped: the inbox keeps the newest ${answer.keep_messages.toLocaleString("en")}, ${answer.keep_bytes >> 20} MiB at most`;
   $("summary").textContent = answer.total === 0 ? "" : text;
   $("empty").hidden = answer.total > 0;
   $("no-match").hidden = answer.total === 0 || answer.matched > 0;
@@ -259,8 +259,10 @@ $("confirm").addEventListener("close", async () => {
 
 selectTab("tab-html");
 route();
-let version;
+let last;
 live((now) => {
-  if (now.inbox !== version) refresh();
-  version = now.inbox;
+  // After a restart the same ids are other messages.
+  if (last && now.process !== last.process) location.reload();
+  else if (now.inbox !== last?.inbox) refresh();
+  last = now;
 });

@@ -118,11 +118,10 @@ $("send").addEventListener("click", async () => {
 addEventListener("hashchange", route);
 
 selectTab("tab-html");
-let version;
-let inboxVersion;
+let last;
 live(async (now) => {
-  if (now.templates !== version) refresh();
-  version = now.templates;
-  if (now.inbox !== inboxVersion) navCount((await api("/api/messages?limit=1")).total);
-  inboxVersion = now.inbox;
+  const before = now.process === last?.process ? last : undefined;
+  last = now;
+  if (now.templates !== before?.templates) refresh();
+  if (now.inbox !== before?.inbox) navCount((await api("/api/messages?limit=1")).total);
 });
