@@ -70,12 +70,11 @@ type Config struct {
 
 var (
 	// The same alphabets as the queue names and namespaces of package tasks.
-	serviceName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
-	namespace   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}$`)
-	emailQueue  = regexp.MustCompile(`^email:[a-z0-9_-]{1,24}$`)
-	dnsName     = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-	bcryptHash  = regexp.MustCompile(`^\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}$`)
-	userName    = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,64}$`)
+	namespace  = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}$`)
+	emailQueue = regexp.MustCompile(`^email:[a-z0-9_-]{1,24}$`)
+	dnsName    = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
+	bcryptHash = regexp.MustCompile(`^\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}$`)
+	userName   = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,64}$`)
 )
 
 // Load reads the variables of [Reference] from environ ("NAME=value", as
@@ -85,10 +84,8 @@ var (
 func Load(environ []string, dir string) (Config, error) {
 	r := newReader(environ, dir)
 	var c Config
-	c.Service = r.matching("SERVICE_NAME", serviceName, "want 1 to 63 lower-case letters, digits, - and _, beginning with a letter")
-	c.Redis = r.redis()
-	c.CacheRedis = r.cacheRedis(c.Redis)
-	r.certificates(&c.Redis, &c.CacheRedis)
+	c.Service = r.text("SERVICE_NAME")
+	c.Redis, c.CacheRedis = r.redis()
 	c.Namespace = r.matching("QUEUE_NAMESPACE", namespace, "want 1 to 31 lower-case letters, digits, - and _, beginning with a letter")
 	c.Queues = r.queues(c.Namespace)
 	c.StrictPriority = r.boolean("STRICT_PRIORITY")
@@ -102,7 +99,6 @@ func Load(environ []string, dir string) (Config, error) {
 	c.LogLevel = r.logLevel()
 	c.LogFormat = LogFormat(r.oneOf("LOG_FORMAT", string(LogJSON), string(LogText)))
 
-	c.Redis.Service, c.CacheRedis.Service = c.Service, c.Service
 	for _, v := range r.known {
 		c.settings = append(c.settings, r.settings[v.Name])
 	}

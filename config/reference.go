@@ -21,7 +21,7 @@ func Reference() []Variable {
 	return []Variable{
 		{
 			Name: "SERVICE_NAME", Default: "postroom",
-			Doc: "Name of this program in job headers, logs and Redis' client list: lower-case letters, digits, - and _. Services set their own.",
+			Doc: "Name of this program in job headers, logs and Redis' client list, and the prefix of its keys: lower-case letters, digits, - and _. Services set their own.",
 		},
 
 		{
@@ -36,10 +36,14 @@ func Reference() []Variable {
 		{Name: "REDIS_DB", Default: "0", Doc: "Database number. A cluster has only 0."},
 		{Name: "REDIS_SENTINELS", Example: "sentinel-1:26379,sentinel-2:26379,sentinel-3:26379", Doc: "Addresses of sentinels, instead of REDIS_URL and REDIS_HOST. Needs REDIS_MASTER_NAME."},
 		{Name: "REDIS_MASTER_NAME", Example: "postroom", Doc: "Name of the master that the sentinels watch."},
+		{Name: "REDIS_SENTINEL_USERNAME", Example: "postroom", Doc: "ACL user of the sentinels, which have users of their own: REDIS_USERNAME and REDIS_PASSWORD are never sent to them."},
+		{Name: "REDIS_SENTINEL_PASSWORD", Secret: true, Example: "change-me", Doc: "Password of the sentinels, as it is, without percent-encoding."},
 		{Name: "REDIS_CLUSTER", Example: "redis-1:6379,redis-2:6379,redis-3:6379", Doc: "Addresses of some nodes of a Redis Cluster, instead of REDIS_URL and REDIS_HOST."},
 		{Name: "REDIS_CA_FILE", Example: "/etc/postroom/redis-ca.pem", Doc: "PEM file of the authorities that may sign the server's certificate, instead of the system's. Needs TLS."},
 		{Name: "REDIS_CERT_FILE", Example: "/etc/postroom/redis-client.pem", Doc: "PEM file of the client certificate; read again for each connection. Needs TLS and REDIS_KEY_FILE."},
 		{Name: "REDIS_KEY_FILE", Example: "/etc/postroom/redis-client.key", Doc: "PEM file of the client certificate's key."},
+		{Name: "REDIS_SERVER_NAME", Example: "redis.example", Doc: "Name that the server's certificate must be for, where the address is an IP or a tunnel. Needs TLS."},
+		{Name: "REDIS_POOL_SIZE", Example: "20", Doc: "Greatest number of connections of one pool to one server (of a cluster: to each node), 1 to 10000. Without it 10 for each CPU. A program has several pools: commands, publishing, subscribing, and two for the worker."},
 		{
 			Name: "CACHE_REDIS_URL", Secret: true, Example: "redis://cache.example:6379/0",
 			Doc: "A second Redis for cache and rate limits, which may evict keys. Without it they share the Redis of the queues. With rediss:// the REDIS_..._FILE certificates are used too.",

@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,10 +29,7 @@ const (
 // Secret is a value that is never printed.
 type Secret = rediskit.Secret
 
-const (
-	masked        = "<secret>"
-	maxSecretFile = 64 << 10 // bytes; a bigger file is the wrong file
-)
+const masked = "<secret>"
 
 // reader finds values and collects problems.
 type reader struct {
@@ -140,7 +136,7 @@ func (r *reader) lookUp(v Variable) (string, Source) {
 		source Source
 	}{{r.env, SourceEnv}, {r.file, SourceFile}} {
 		value := layer.values[v.Name]
-		if v.Name != "REDIS_PASSWORD" { // the only one where a blank may be meant
+		if v.Name != "REDIS_PASSWORD" && v.Name != "REDIS_SENTINEL_PASSWORD" { // where a blank may be meant
 			value = strings.TrimSpace(value)
 		}
 		path := ""
@@ -161,25 +157,11 @@ func (r *reader) lookUp(v Variable) (string, Source) {
 }
 
 func (r *reader) readSecret(name string, source Source, path string) string {
-	f, err := os.Open(r.path(path))
+	secret, err := rediskit.ReadSecret(r.path(path))
 	if err != nil {
-		r.problem(name+"_FILE", source, path, "want the path of a readable file: "+pathCause(err))
-		return ""
+		r.problem(name+"_FILE", source, path, err.Error())
 	}
-	defer func() { _ = f.Close() }()
-	content, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
-	value := strings.TrimRight(string(content), "\r\n")
-	switch {
-	case err != nil:
-		r.problem(name+"_FILE", source, path, "want the path of a readable file: "+pathCause(err))
-	case len(content) > maxSecretFile:
-		r.problem(name+"_FILE", source, path, "want a file of at most 64 KiB")
-	case value == "":
-		r.problem(name+"_FILE", source, path, "want a file that is not empty")
-	default:
-		return value
-	}
-	return ""
+	return string(secret)
 }
 
 // isSet tells whether the variable has a value of its own; text must have read it.

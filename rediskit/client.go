@@ -25,6 +25,9 @@ type Client struct {
 	cfg    Config
 	tlsCfg *tls.Config
 
+	publisher  func() redis.UniversalClient
+	subscriber func() redis.UniversalClient
+
 	mu        sync.Mutex // owns dedicated and closed
 	dedicated []redis.UniversalClient
 	closed    bool
@@ -43,10 +46,15 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("open redis: %w", err)
 	}
 	c := &Client{cfg: cfg, tlsCfg: tlsCfg}
+	c.publisher = sync.OnceValue(func() redis.UniversalClient { return c.Dedicated("publish") })
+	c.subscriber = sync.OnceValue(func() redis.UniversalClient { return c.Dedicated("subscribe") })
 	c.UniversalClient = redis.NewUniversalClient(cfg.options(tlsCfg))
 	if err := c.Health(ctx); err != nil {
 		_ = c.Close() // the PING's error says more
 		return nil, err
+	}
+	for _, warning := range cfg.Warnings() {
+		warn("redis " + cfg.String() + ": " + warning)
 	}
 	return c, nil
 }
@@ -75,9 +83,13 @@ func (c *Client) Key(parts ...string) string {
 // Dedicated returns a further client with the same settings but its own
 // connections and hooks, so that a blocked subscriber or a busy fetch loop
 // never starves the others. name is shown by CLIENT LIST after the configured
-// client name. [Client.Close] closes it; closing it earlier is allowed.
-func (c *Client) Dedicated(name string) redis.UniversalClient {
+// client name. change, if any, may give it another PoolSize, MaxRetries or other
+// timeouts. [Client.Close] closes it; closing it earlier is allowed.
+func (c *Client) Dedicated(name string, change ...func(*Config)) redis.UniversalClient {
 	cfg := c.cfg
+	for _, f := range change {
+		f(&cfg)
+	}
 	if name != "" {
 		if owner := cmp.Or(cfg.ClientName, cfg.Service); owner != "" {
 			name = owner + ":" + name
@@ -94,6 +106,15 @@ func (c *Client) Dedicated(name string) redis.UniversalClient {
 	}
 	return further
 }
+
+// Publisher returns the client to publish with: one for the life of c, made at
+// the first call, with connections of its own so that a burst of messages does
+// not keep the cache waiting.
+func (c *Client) Publisher() redis.UniversalClient { return c.publisher() }
+
+// Subscriber returns the client to subscribe with: one for the life of c, made
+// at the first call. Each subscription has a connection for itself.
+func (c *Client) Subscriber() redis.UniversalClient { return c.subscriber() }
 
 // ConnOpt satisfies the RedisConnOpt interface of asynq and asynqmon, which
 // close the clients they ask for: each call of MakeRedisClient returns a new

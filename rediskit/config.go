@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,18 +84,26 @@ type Config struct {
 	ReadTimeout, WriteTimeout time.Duration
 
 	// PoolSize is the greatest number of connections of one client to one
-	// server. Default: 10 for each CPU (GOMAXPROCS). Too few and callers queue;
-	// too many and the fleet exceeds the server's maxclients.
+	// server, in a cluster to each node. Default: 10 for each CPU (GOMAXPROCS).
+	// Too few and callers queue; too many and the fleet exceeds the server's
+	// maxclients.
 	PoolSize int
 
 	// MaxRetries is how often a command is tried again after a network error,
 	// waiting 50 ms to 1 s, growing and with jitter. Default 3; -1 is never.
-	// A command whose reply was lost runs twice when it is retried.
+	// A command whose reply was lost runs twice when it is retried. In a cluster
+	// it is never less than 3: go-redis counts the redirections to other nodes
+	// with the retries.
 	MaxRetries int
 
 	// ClientName is shown by CLIENT LIST. Default: Service. Printable ASCII
 	// without spaces, because the server refuses those.
 	ClientName string
+
+	// AllowEviction lets [Client.Preflight] accept, with a warning, a server for
+	// queues that deletes keys when its memory is short. Default: refuse, because
+	// such a server deletes queued jobs.
+	AllowEviction bool
 
 	// Service is the name of the program that owns the keys made by [Client.Key]:
 	// 1 to 63 lower-case letters, digits, - and _, beginning with a letter. Two
@@ -277,6 +286,15 @@ func (c Config) Loopback() bool {
 	})
 }
 
+// Warnings lists what works but is unsafe, of which [Open] also tells [LogTo]
+// once: a connection to another machine that is not encrypted.
+func (c Config) Warnings() []string {
+	if c.TLS || c.Loopback() {
+		return nil
+	}
+	return []string{"the connection to another machine is not encrypted: use rediss:// or REDIS_TLS=true"}
+}
+
 func (c Config) addrs() []string {
 	if len(c.Addrs) > 0 {
 		return c.Addrs
@@ -352,6 +370,13 @@ func (c Config) options(tlsCfg *tls.Config) *redis.UniversalOptions {
 	}
 	if c.MaxRetries == 0 {
 		o.MaxRetries = DefaultMaxRetries
+	}
+	if c.PoolSize == 0 {
+		o.PoolSize = 10 * runtime.GOMAXPROCS(0) // go-redis halves it for clusters
+	}
+	if c.Cluster {
+		// Retries of a dead node inside each retry of the cluster would multiply.
+		o.MaxRedirects, o.MaxRetries = max(o.MaxRetries, DefaultMaxRetries), -1
 	}
 	// go-redis's own dialer ignores the context during a TLS handshake.
 	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {

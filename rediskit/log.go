@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -22,12 +23,23 @@ func (f logFunc) Printf(_ context.Context, format string, args ...any) {
 
 func quiet() { silence.Do(func() { redis.SetLogger(logFunc(nil)) }) }
 
-// LogTo sends what go-redis logs (failed dials, changes of the master) to f,
-// for the whole process, because go-redis has only one logger. Without it
-// nothing is printed: a library does not write to standard error unasked, and
-// the same failures come back as errors. nil silences again. f must be safe for
-// concurrent use.
+// logger is what LogTo was given, for what this package itself has to say.
+var logger atomic.Pointer[logFunc]
+
+// warn tells the function given to LogTo, if any.
+func warn(message string) {
+	if f := logger.Load(); f != nil && *f != nil {
+		(*f)(message)
+	}
+}
+
+// LogTo sends what go-redis logs (failed dials, changes of the master) and the
+// warnings of [Open] to f, for the whole process, because go-redis has only one
+// logger. Without it nothing is printed: a library does not write to standard
+// error unasked, and the same failures come back as errors. nil silences again.
+// f must be safe for concurrent use.
 func LogTo(f func(message string)) {
 	silence.Do(func() {}) // a later Open must not undo this choice
+	logger.Store(new(logFunc(f)))
 	redis.SetLogger(logFunc(f))
 }
