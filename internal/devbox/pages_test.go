@@ -3,7 +3,6 @@ package devbox
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/smtp"
@@ -21,7 +20,13 @@ import (
 // newBox starts everything but the printing, with templates that may be edited.
 func newBox(t *testing.T) (b *box, base string) {
 	t.Helper()
+	return newBoxAt(t, "127.0.0.1:0")
+}
+
+func newBoxAt(t *testing.T, addr string) (b *box, base string) {
+	t.Helper()
 	cfg := testConfig()
+	cfg.Addr = addr
 	cfg.TemplatesDir = editable(t)
 	b = &box{cfg: cfg.withDefaults()}
 	t.Cleanup(func() {
@@ -356,15 +361,40 @@ func TestBrowser_StartAndDashboard(t *testing.T) {
 	tab.shootAll(t, "dashboard")
 	tab.assertLocal(t, base)
 
-	// The pages end with the server while they are open.
+	// The pages end with the server while they are open, and follow the next one:
+	// its first message is another one, though it has the same number.
 	tab.run(t, chromedp.Navigate(base+"/inbox/"))
-	tab.waitFor(t, isLive)
+	tab.waitFor(t, isLive+` && document.getElementById("subject").textContent === "Welcome to MedicaLink"`)
 	if err := b.stop(t.Context()); err != nil {
 		t.Errorf("stop with an open page: %v", err)
 	}
 	tab.waitFor(t, `document.getElementById("live").dataset.state === "lost"`)
-	if conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://")); err == nil {
-		_ = conn.Close()
-		t.Error("the port is still open")
+	next, again := newBoxAt(t, strings.TrimPrefix(base, "http://"))
+	if again != base {
+		t.Fatalf("the port of %s was not free again: got %s", base, again)
 	}
+	next.enqueue(t, tasks.Email{To: "ada@example.com", Subject: "After the restart", Body: "Hello"})
+	tab.waitFor(t, isLive+` && document.getElementById("subject").textContent === "After the restart"`)
+}
+
+// A bulk run: the newest are kept, the reader is told of the rest.
+func TestBrowser_ManyMails(t *testing.T) {
+	t.Parallel()
+	b, base := newBox(t)
+	for i := range keepMessages + 1 {
+		b.store.add(envelope{To: []string{"ada@example.com"}}, letter("ada@example.com", fmt.Sprintf("Letter %d", i), "Hello"))
+	}
+	tab := newBrowser(t)
+	tab.look(t, 1280, 800, "light")
+	tab.run(t, chromedp.Navigate(base+"/inbox/"))
+	tab.waitFor(t, `document.getElementById("summary").textContent === "1,000 messages · 1 older one was dropped: the inbox keeps the newest 1,000, 64 MiB at most"`)
+	tab.waitFor(t, `document.querySelectorAll("#list li").length === 200`)
+	tab.run(t, chromedp.Evaluate[chromedp.Void](`document.getElementById("more").click()`))
+	tab.waitFor(t, `document.querySelectorAll("#list li").length === 400`)
+	tab.shootAll(t, "inbox-many")
+	for i := range 50 {
+		b.store.add(envelope{To: []string{"ada@example.com"}}, letter("ada@example.com", fmt.Sprintf("Late %d", i), "Hello"))
+	}
+	tab.waitFor(t, `document.querySelector("#list .row-subject").textContent === "Late 49" && document.querySelectorAll("#list li").length === 400`)
+	tab.assertLocal(t, base)
 }
