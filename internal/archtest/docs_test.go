@@ -1,6 +1,7 @@
 package archtest
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,23 +36,45 @@ func pages(t *testing.T) map[string]string {
 	return texts
 }
 
+var update = flag.Bool("update", false, "rewrite what the code makes: the settings table and .env.example")
+
+// settingsTable finds the table by its first cell; it ends at an empty line.
+var settingsTable = regexp.MustCompile(`(?s)\| Variable \|.*?\|\n(\n)`)
+
 // The settings table is made from the code that reads the settings.
 func TestReadme_SettingsAreThoseOfConfig(t *testing.T) {
 	t.Parallel()
-	readme := pages(t)[filepath.Join(root, "README.md")]
-	if table := config.Table(); !strings.Contains(readme, table) {
-		t.Errorf("README.md does not hold the settings table as config makes it; put this in:\n\n%s", table)
+	file := filepath.Join(root, "README.md")
+	readme := pages(t)[file]
+	made := settingsTable.ReplaceAllLiteralString(readme, config.Table()+"\n")
+	if !strings.Contains(made, config.Table()) {
+		t.Fatal("README.md has no settings table")
 	}
+	compare(t, file, readme, made)
 }
 
 func TestExampleEnvironment_IsThatOfConfig(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile(filepath.Join(root, ".env.example"))
+	file := filepath.Join(root, ".env.example")
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := config.Example(); string(text) != want {
-		t.Errorf(".env.example is not what config makes; it should be:\n\n%s", want)
+	compare(t, file, string(text), config.Example())
+}
+
+// compare fails when a file is not what the code makes of it, or rewrites it.
+func compare(t *testing.T, file, is, made string) {
+	t.Helper()
+	if is == made {
+		return
+	}
+	if !*update {
+		t.Errorf("%s is older than package config; go test ./internal/archtest -update rewrites it", filepath.Base(file))
+		return
+	}
+	if err := os.WriteFile(file, []byte(made), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 
