@@ -4,7 +4,14 @@
 // asynq is not forked; everything is done at its seam, the
 // redis.UniversalClient handed to asynq.NewServerFromRedisClient.
 //
-// The hook mends what asynq 0.26 does to a Redis that is away:
+// The hook answers asynq's fetches: one script call takes as many jobs as there
+// are free slots, by weight over all queues, and the fetches that follow are
+// answered from memory. A job in memory is about to start; one that could not
+// is handed back at shutdown, at no cost. Acknowledgements of concurrent handlers
+// share round trips. asynq's scripts are recognised by the shape of their keys;
+// what is not recognised goes through untouched, slower and correct.
+//
+// The hook also mends what asynq 0.26 does to a Redis that is away:
 //
 //   - asynq retries a failed acknowledgement with the context it cancelled a
 //     moment before, so go-redis refuses it and the job runs again a minute

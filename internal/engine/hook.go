@@ -21,9 +21,15 @@ const (
 
 // seam is the hook on the client of one asynq server.
 type seam struct {
+	plain    redis.Scripter // a client without this hook, for the engine's own scripts
+	fetch    *fetcher
+	acks     *redis.AutoPipeliner
 	stopping <-chan struct{} // closed at shutdown: nobody waits any more
 	failures atomic.Int32    // scripts that failed in a row
 }
+
+// batches is false in tests of the hook alone.
+func (s *seam) batches() bool { return s.fetch != nil }
 
 func (s *seam) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
@@ -40,7 +46,17 @@ func (s *seam) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			defer cancel()
 			ctx = alive
 		}
-		err := next(ctx, cmd)
+		var err error
+		switch {
+		case s.batches() && isFetch(cmd):
+			err = s.fetch.answer(ctx, cmd.(*redis.Cmd), s.plain)
+		case s.batches() && isAck(cmd):
+			s.fetch.acking.Add(1)
+			err = s.acks.Process(ctx, cmd)
+			s.fetch.acking.Add(-1)
+		default:
+			err = next(ctx, cmd)
+		}
 		switch {
 		case cmd.Name() != "evalsha" && cmd.Name() != "eval":
 		case !outage(err):

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -40,16 +41,29 @@ type Config struct {
 // Server is one asynq server behind the seam.
 type Server struct {
 	asynq    *asynq.Server
+	seam     *seam
 	stopping chan struct{}
 	stopOnce sync.Once
 	log      zerolog.Logger
 }
 
-// NewServer returns a server that fetches through rdb, a client of its own: the
-// hook it adds must not be on the client that handlers use. It starts nothing.
-func NewServer(rdb redis.UniversalClient, cfg Config, log zerolog.Logger) *Server {
+// NewServer returns a server on two clients of its own: asynq's, which gets the
+// hook, and plain, through which the hook does its work. It starts nothing.
+func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger) (*Server, error) {
+	// Acknowledgements of many handlers share round trips.
+	acks, err := plain.AutoPipeline()
+	if err != nil {
+		return nil, fmt.Errorf("pipeline acknowledgements: %w", err)
+	}
+	_, cluster := plain.(*redis.ClusterClient)
 	s := &Server{stopping: make(chan struct{}), log: log}
-	rdb.AddHook(&seam{stopping: s.stopping})
+	s.seam = &seam{
+		plain:    plain,
+		acks:     acks,
+		fetch:    newFetcher(cfg.Queues, cfg.StrictPriority, cfg.Concurrency, cluster),
+		stopping: s.stopping,
+	}
+	rdb.AddHook(s.seam)
 	s.asynq = asynq.NewServerFromRedisClient(rdb, asynq.Config{
 		Queues:                   cfg.Queues,
 		StrictPriority:           cfg.StrictPriority,
@@ -62,13 +76,17 @@ func NewServer(rdb redis.UniversalClient, cfg Config, log zerolog.Logger) *Serve
 		Logger:                   logger{log},
 		LogLevel:                 asynq.InfoLevel,
 	})
-	return s
+	return s, nil
 }
 
 // Start begins to fetch. The handler is called on as many goroutines as the
 // concurrency allows.
 func (s *Server) Start(h asynq.Handler) error {
-	if err := s.asynq.Start(h); err != nil {
+	counted := asynq.HandlerFunc(func(ctx context.Context, t *asynq.Task) error {
+		defer s.seam.fetch.returned.Add(1)
+		return h.ProcessTask(ctx, t)
+	})
+	if err := s.asynq.Start(counted); err != nil {
 		return fmt.Errorf("start the asynq server: %w", err)
 	}
 	return nil
@@ -79,6 +97,9 @@ func (s *Server) Start(h asynq.Handler) error {
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	s.asynq.Shutdown()
+	if err := handBack(context.Background(), s.seam.plain, s.seam.fetch.close()); err != nil {
+		s.log.Warn().Err(err).Msg("a job that was not started comes back when its lease is over")
+	}
 }
 
 // fallbackDelay is the pause before the next attempt when the callback that

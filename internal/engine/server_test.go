@@ -31,6 +31,15 @@ func config() engine.Config {
 	}
 }
 
+func newServer(t *testing.T, hooked, plain redis.UniversalClient, cfg engine.Config, log zerolog.Logger) *engine.Server {
+	t.Helper()
+	s, err := engine.NewServer(hooked, plain, cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func enqueue(t *testing.T, rdb redis.UniversalClient, id string) {
 	t.Helper()
 	_, err := asynq.NewClientFromRedisClient(rdb).EnqueueContext(t.Context(),
@@ -60,7 +69,7 @@ func TestServer_AcknowledgesAfterAnOutage(t *testing.T) {
 	rdb := server.Open(t)
 	var runs atomic.Int32
 	handling, finish := make(chan struct{}), make(chan struct{})
-	s := engine.NewServer(rdb.Dedicated("test"), config(), zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel))
+	s := newServer(t, rdb.Dedicated("test"), rdb, config(), zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel))
 	if err := s.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error {
 		runs.Add(1)
 		close(handling)
@@ -96,7 +105,7 @@ func TestServer_DoesNotSpinWhenRedisRefuses(t *testing.T) {
 	counted.AddHook(countScripts{&scripts})
 	cfg := config()
 	cfg.Concurrency = 10
-	s := engine.NewServer(counted, cfg, zerolog.Nop())
+	s := newServer(t, counted, rdb, cfg, zerolog.Nop())
 	if err := s.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error { return nil })); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +145,7 @@ func TestServer_ContainsPanicsInCallbacks(t *testing.T) {
 	cfg := config()
 	cfg.RetryDelay = func(int, error, *asynq.Task) time.Duration { panic("jane@example.org") }
 	cfg.IsFailure = func(error) bool { panic("jane@example.org") }
-	s := engine.NewServer(rdb.Dedicated("test"), cfg, zerolog.New(zerolog.SyncWriter(&logs)))
+	s := newServer(t, rdb.Dedicated("test"), rdb, cfg, zerolog.New(zerolog.SyncWriter(&logs)))
 	if err := s.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error { return errors.New("x") })); err != nil {
 		t.Fatal(err)
 	}

@@ -148,7 +148,7 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 	w.handlers = map[string]handlerFunc{tasks.TypeEmail: w.sendEmail}
 	w.giveUp, w.doGive = context.WithCancelCause(context.Background())
 	w.cutOff, w.doCut = context.WithCancelCause(context.Background())
-	w.server = engine.NewServer(rdb.Dedicated("worker"), engine.Config{
+	server, err := engine.NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), engine.Config{
 		Queues:          cfg.Queues,
 		StrictPriority:  cfg.StrictPriority,
 		Concurrency:     cfg.Concurrency,
@@ -156,6 +156,10 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 		RetryDelay:      retryDelay,
 		IsFailure:       isFailure,
 	}, log)
+	if err != nil {
+		return nil, fmt.Errorf("set up the engine: %w", err)
+	}
+	w.server = server
 	return w, nil
 }
 

@@ -1,0 +1,355 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+
+	"github.com/medicalink/postroom/internal/testenv"
+)
+
+// Shares are exact over any long stretch, whatever the size of the batches.
+func TestFetcher_PickKeepsTheShares(t *testing.T) {
+	t.Parallel()
+	f := newFetcher(map[string]int{"a": 6, "b": 3, "c": 1}, false, 100, false)
+	got := map[string]int{}
+	total := 0
+	for total < 10_000 {
+		n := 1 + rand.IntN(40)
+		for _, i := range f.pick(n) {
+			got[f.queues[i]]++
+		}
+		total += n
+		for q, w := range map[string]int{"a": 6, "b": 3, "c": 1} {
+			if want := total * w / 10; got[q] < want-2 || got[q] > want+2 {
+				t.Fatalf("after %d picks %s has %d, want %d ± 2", total, q, got[q], want)
+			}
+		}
+	}
+}
+
+// The queue to turn to is drawn by weight, so that what an empty queue leaves
+// goes to all the others.
+func TestFetcher_OrderIsWeighted(t *testing.T) {
+	t.Parallel()
+	f := newFetcher(map[string]int{"a": 6, "b": 3, "c": 1}, false, 100, false)
+	first := map[string]int{}
+	const draws = 20_000
+	for range draws {
+		first[f.queues[f.order()[0]]]++
+	}
+	for q, share := range map[string]float64{"a": 0.6, "b": 0.3, "c": 0.1} {
+		if got := float64(first[q]) / draws; got < share-0.02 || got > share+0.02 {
+			t.Errorf("%s comes first in %.3f of the draws, want %.1f", q, got, share)
+		}
+	}
+	strict := newFetcher(map[string]int{"a": 6, "b": 3, "c": 1}, true, 100, false)
+	if got := strict.order(); !slices.Equal(got, []int{0, 1, 2}) {
+		t.Errorf("strict order is %v", got)
+	}
+}
+
+// asynqFetch is the source of asynq's own fetch script, as its server sends it.
+func asynqFetch(t *testing.T, server *testenv.RedisServer) string {
+	t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
+	defer client.Close()
+	c := &capture{found: make(chan string, 1)}
+	client.AddHook(c)
+	srv := asynq.NewServerFromRedisClient(client, asynq.Config{Queues: map[string]int{"email:default": 1}, LogLevel: asynq.FatalLevel})
+	if err := srv.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error { return nil })); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Shutdown()
+	select {
+	case source := <-c.found:
+		return source
+	case <-time.After(10 * time.Second):
+		t.Fatal("asynq's fetch is not recognised any more: its script or keys have changed. The engine now passes fetches through one by one, correct and slow; adapt isFetch and takeScript")
+		return ""
+	}
+}
+
+// capture makes asynq send the text of its fetch script.
+type capture struct{ found chan string }
+
+func (*capture) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (*capture) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (c *capture) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if !isFetch(cmd) {
+			return next(ctx, cmd)
+		}
+		if cmd.Name() == "evalsha" {
+			err := noScript("NOSCRIPT No matching script.")
+			cmd.SetErr(err)
+			return err
+		}
+		select {
+		case c.found <- cmd.Args()[1].(string):
+		default:
+		}
+		return next(ctx, cmd)
+	}
+}
+
+type noScript string
+
+func (e noScript) Error() string { return string(e) }
+func (noScript) RedisError()     {}
+
+// What one call of ours does to every key is what as many calls of asynq's do,
+// over random histories.
+func TestFetcher_LikeAsynq(t *testing.T) {
+	t.Parallel()
+	server := testenv.Redis(t)
+	source := redis.NewScript(asynqFetch(t, server))
+	ours := redis.NewClient(&redis.Options{Addr: server.Addr(), DB: 1})
+	theirs := redis.NewClient(&redis.Options{Addr: server.Addr(), DB: 2})
+	defer ours.Close()
+	defer theirs.Close()
+	for round := range 60 {
+		rnd := rand.New(rand.NewPCG(uint64(round), 7))
+		for _, db := range []*redis.Client{ours, theirs} {
+			if err := db.FlushDB(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		queues := []string{"email:critical", "email:default", "email:bulk"}
+		history(t, ours, rnd, queues)
+		copyAll(t, ours, theirs)
+
+		slots := 1 + rnd.IntN(30)
+		f := newFetcher(map[string]int{queues[0]: 6, queues[1]: 3, queues[2]: 1}, rnd.IntN(2) == 0, slots, rnd.IntN(3) == 0)
+		lease := int64(1_900_000_000)
+		if err := f.fill(t.Context(), ours, lease); err != nil {
+			t.Fatal(err)
+		}
+		if len(f.ready) > slots {
+			t.Fatalf("round %d: %d jobs taken for %d slots", round, len(f.ready), slots)
+		}
+		for i, job := range f.ready {
+			prefix := "asynq:{" + job.queue + "}:"
+			msg, err := source.Run(t.Context(), theirs, []string{prefix + "pending", prefix + "paused", prefix + "active", prefix + "lease"}, lease, prefix+"t:").Text()
+			if err != nil || msg != job.msg {
+				t.Fatalf("round %d, job %d of %s: asynq fetches another message (%v)", round, i, job.queue, err)
+			}
+		}
+		if a, b := dump(t, ours), dump(t, theirs); !maps.Equal(a, b) {
+			t.Fatalf("round %d: the keys differ\nours:   %v\ntheirs: %v", round, a, b)
+		}
+		// What was left behind is nothing that a free slot could have taken.
+		if len(f.ready) < slots {
+			for _, q := range queues {
+				n, _ := ours.LLen(t.Context(), "asynq:{"+q+"}:pending").Result()
+				paused, _ := ours.Exists(t.Context(), "asynq:{"+q+"}:paused").Result()
+				if n > 0 && paused == 0 {
+					t.Fatalf("round %d: %d of %d slots filled and %d jobs wait in %s", round, len(f.ready), slots, n, q)
+				}
+			}
+		}
+		// And everything goes back as it came.
+		if err := handBack(t.Context(), ours, f.close()); err != nil {
+			t.Fatal(err)
+		}
+		for _, q := range queues {
+			if n, _ := ours.LLen(t.Context(), "asynq:{"+q+"}:active").Result(); n != 0 {
+				t.Fatalf("round %d: %d jobs still active in %s after they were handed back", round, n, q)
+			}
+		}
+	}
+}
+
+// history fills the queues with random jobs, some paused.
+func history(t *testing.T, db *redis.Client, rnd *rand.Rand, queues []string) {
+	t.Helper()
+	client := asynq.NewClientFromRedisClient(db)
+	for _, q := range queues {
+		for i := range rnd.IntN(25) {
+			if _, err := client.EnqueueContext(t.Context(), asynq.NewTask("t", fmt.Appendf(nil, "%d", i)), asynq.Queue(q)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if rnd.IntN(4) == 0 {
+			if err := db.Set(t.Context(), "asynq:{"+q+"}:paused", 1, 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func copyAll(t *testing.T, from, to *redis.Client) {
+	t.Helper()
+	for it := from.Scan(t.Context(), 0, "*", 1000).Iterator(); it.Next(t.Context()); {
+		raw, err := from.Dump(t.Context(), it.Val()).Result()
+		if err == nil {
+			err = to.RestoreReplace(t.Context(), it.Val(), 0, raw).Err()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func dump(t *testing.T, db *redis.Client) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for it := db.Scan(t.Context(), 0, "*", 1000).Iterator(); it.Next(t.Context()); {
+		key := it.Val()
+		kind, err := db.Type(t.Context(), key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v any
+		switch kind {
+		case "string":
+			v = db.Get(t.Context(), key).Val()
+		case "list":
+			v = db.LRange(t.Context(), key, 0, -1).Val()
+		case "set":
+			v = slices.Sorted(slices.Values(db.SMembers(t.Context(), key).Val()))
+		case "zset":
+			v = db.ZRangeWithScores(t.Context(), key, 0, -1).Val()
+		case "hash":
+			v = db.HGetAll(t.Context(), key).Val()
+		}
+		out[key] = fmt.Sprint(kind, v)
+	}
+	return out
+}
+
+// A job that was taken and not started goes back to the head of its queue, in
+// order and at no cost.
+func TestFetcher_HandsBackInOrder(t *testing.T) {
+	t.Parallel()
+	server := testenv.Redis(t)
+	rdb := server.Open(t)
+	client := asynq.NewClientFromRedisClient(rdb)
+	const q = "email:default"
+	for i := range 10 {
+		if _, err := client.EnqueueContext(t.Context(), asynq.NewTask("t", nil), asynq.Queue(q), asynq.TaskID(fmt.Sprint("job", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := rdb.LRange(t.Context(), "asynq:{"+q+"}:pending", 0, -1).Val()
+	f := newFetcher(map[string]int{q: 1}, false, 6, false)
+	if err := f.fill(t.Context(), rdb, time.Now().Add(30*time.Second).Unix()); err != nil || len(f.ready) != 6 {
+		t.Fatalf("%d jobs taken (%v), want 6", len(f.ready), err)
+	}
+	if err := handBack(t.Context(), rdb, f.close()); err != nil {
+		t.Fatal(err)
+	}
+	if after := rdb.LRange(t.Context(), "asynq:{"+q+"}:pending", 0, -1).Val(); !slices.Equal(before, after) {
+		t.Errorf("the queue was %v and is %v", before, after)
+	}
+	if err := f.fill(t.Context(), rdb, 0); err != nil || len(f.ready) != 0 {
+		t.Errorf("a closed fetcher took %d jobs (%v)", len(f.ready), err)
+	}
+}
+
+// However many jobs wait, a server holds no more than it runs.
+func TestServer_TakesNoMoreThanItsSlots(t *testing.T) {
+	t.Parallel()
+	server := testenv.Redis(t)
+	rdb := server.Open(t)
+	const q, slots, jobs = "email:default", 5, 200
+	client := asynq.NewClientFromRedisClient(rdb)
+	for range jobs {
+		if _, err := client.EnqueueContext(t.Context(), asynq.NewTask("t", nil), asynq.Queue(q)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), Config{
+		Queues: map[string]int{q: 1}, Concurrency: slots, ShutdownTimeout: 5 * time.Second,
+		RetryDelay: func(int, error, *asynq.Task) time.Duration { return time.Hour },
+		IsFailure:  func(error) bool { return true },
+	}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	most, ran := int64(0), 0
+	if err := s.Start(asynq.HandlerFunc(func(ctx context.Context, _ *asynq.Task) error {
+		n, err := rdb.LLen(ctx, "asynq:{"+q+"}:active").Result()
+		mu.Lock()
+		most, ran = max(most, n), ran+1
+		mu.Unlock()
+		return err
+	})); err != nil {
+		t.Fatal(err)
+	}
+	inspector := asynq.NewInspectorFromRedisClient(rdb)
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		info, err := inspector.GetQueueInfo(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("jobs are left: %+v", info)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.Stop()
+	// A job whose handler returned and whose acknowledgement has begun and is
+	// not yet counted may still be listed: one for each slot at the very most.
+	if ran != jobs || most > 2*slots {
+		t.Errorf("%d of %d jobs ran; %d were active at once with %d slots", ran, jobs, most, slots)
+	}
+}
+
+// A script that is not asynq's fetch goes through untouched.
+func TestIsFetch(t *testing.T) {
+	t.Parallel()
+	keys := []any{"asynq:{q}:pending", "asynq:{q}:paused", "asynq:{q}:active", "asynq:{q}:lease"}
+	fetch := slices.Concat([]any{"evalsha", "sha", 4}, keys, []any{1, "asynq:{q}:t:"})
+	for _, tt := range []struct {
+		name string
+		args []any
+		want bool
+	}{
+		{"asynq's", fetch, true},
+		{"another argument", append(slices.Clone(fetch), 1), false},
+		{"another key", slices.Replace(slices.Clone(fetch), 6, 7, any("asynq:{q}:leases")), false},
+		{"another command", slices.Replace(slices.Clone(fetch), 0, 1, any("fcall")), false},
+		{"short", []any{"evalsha", "sha", 0}, false},
+	} {
+		if got := isFetch(redis.NewCmd(t.Context(), tt.args...)); got != tt.want {
+			t.Errorf("%s: isFetch = %v", tt.name, got)
+		}
+	}
+}
+
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{nil, redis.Nil, noScript("NOSCRIPT no"), noScript("NOT FOUND")} {
+		if outage(err) {
+			t.Errorf("%v is taken for an outage", err)
+		}
+	}
+	for _, err := range []error{errors.New("dial tcp: refused"), noScript("OOM command not allowed"), noScript("READONLY You can't write")} {
+		if !outage(err) {
+			t.Errorf("%v is not taken for an outage", err)
+		}
+	}
+	if !strings.HasPrefix(noScript("NOSCRIPT no").Error(), "NOSCRIPT") {
+		t.Error("the test's own error has another text")
+	}
+}
