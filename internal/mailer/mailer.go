@@ -52,7 +52,8 @@ type Config struct {
 	// BreakerPause is the first pause of a skipped provider. It doubles with
 	// every failed probe and is jittered by ±20 %. Default 2 s.
 	BreakerPause time.Duration
-	// BreakerMaxPause caps the pause. Default 2 min.
+	// BreakerMaxPause caps the pause. Default 30 s: a probe costs one connection,
+	// and a code that waits for a provider to be asked again is soon worthless.
 	BreakerMaxPause time.Duration
 }
 
@@ -86,7 +87,7 @@ func (c Config) withDefaults() (Config, error) {
 	span("VerdictTimeout", &c.VerdictTimeout, 5*time.Minute)
 	count("BreakerThreshold", &c.BreakerThreshold, 5, 1_000_000)
 	span("BreakerPause", &c.BreakerPause, 2*time.Second)
-	span("BreakerMaxPause", &c.BreakerMaxPause, 2*time.Minute)
+	span("BreakerMaxPause", &c.BreakerMaxPause, 30*time.Second)
 	if c.HELO == "" {
 		c.HELO = defaultHELO()
 	}
