@@ -44,6 +44,7 @@ func Reference() []Variable {
 		{Name: "REDIS_KEY_FILE", Example: "/etc/postroom/redis-client.key", Doc: "PEM file of the client certificate's key."},
 		{Name: "REDIS_SERVER_NAME", Example: "redis.example", Doc: "Name that the server's certificate must be for, where the address is an IP or a tunnel. Needs TLS."},
 		{Name: "REDIS_POOL_SIZE", Example: "20", Doc: "Greatest number of connections of one pool to one server (of a cluster: to each node), 1 to 10000. Without it 10 for each CPU. A program has several pools: commands, publishing, subscribing, and two for the worker."},
+		{Name: "REDIS_ALLOW_EVICTION", Default: "false", Doc: "true accepts a server whose maxmemory-policy is not noeviction: it deletes queued jobs when its memory is short. Without it worker run and worker check refuse such a server."},
 		{
 			Name: "CACHE_REDIS_URL", Secret: true, Example: "redis://cache.example:6379/0",
 			Doc: "A second Redis for cache and rate limits, which may evict keys. Without it they share the Redis of the queues. With rediss:// the REDIS_..._FILE certificates are used too.",

@@ -127,9 +127,6 @@ func TestClient_Server(t *testing.T) {
 		got.MaxMemoryPolicy != "allkeys-lru" || got.UsedMemory == 0 {
 		t.Errorf("Server() = %+v", got)
 	}
-	if faults := got.Faults(); len(faults) != 1 || !strings.Contains(faults[0], "noeviction") {
-		t.Errorf("faults: %q", faults)
-	}
 }
 
 func TestOpen_errorSaysWhatWhyAndWhatToSet(t *testing.T) {
@@ -234,6 +231,72 @@ func TestLogTo(t *testing.T) { //nolint:paralleltest // go-redis has one logger
 	}
 	if lines.Load() == 0 {
 		t.Error("nothing was logged through LogTo: Open has replaced it, or go-redis has changed")
+	}
+}
+
+// 0.0.0.0 leads to this machine, but is not an address of the loopback.
+func TestOpen_warnsOnceOfAConnectionInTheClear(t *testing.T) { //nolint:paralleltest // go-redis has one logger
+	srv := testenv.Redis(t)
+	_, port, err := net.SplitHostPort(srv.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var warnings atomic.Int64
+	rediskit.LogTo(func(line string) {
+		if strings.Contains(line, "not encrypted") {
+			warnings.Add(1)
+		}
+	})
+	defer rediskit.LogTo(nil)
+	client, err := rediskit.Open(t.Context(), rediskit.Config{Addrs: []string{"0.0.0.0:" + port}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	for _, c := range []redis.UniversalClient{client.Dedicated("more"), client.Publisher(), client.Subscriber()} {
+		if err := c.Ping(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	srv.Open(t)
+	if n := warnings.Load(); n != 1 {
+		t.Errorf("%d warnings, want 1: of the first client only", n)
+	}
+}
+
+func TestClient_pools(t *testing.T) {
+	t.Parallel()
+	cfg := testenv.Redis(t).Config()
+	cfg.Service, cfg.PoolSize = "api-gateway", 1
+	client, err := rediskit.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	if client.Publisher() != client.Publisher() || client.Subscriber() != client.Subscriber() {
+		t.Error("a second call makes a second pool")
+	}
+	// The only connection for commands is taken: publishing and subscribing must
+	// not need it.
+	conn := client.UniversalClient.(*redis.Client).Conn()
+	defer func() { _ = conn.Close() }()
+	if err := conn.Ping(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	sub := client.Subscriber().Subscribe(t.Context(), client.Key("updates"))
+	defer func() { _ = sub.Close() }()
+	if _, err := sub.Receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := client.Publisher().Publish(t.Context(), client.Key("updates"), "hello").Result(); err != nil || n != 1 {
+		t.Errorf("PUBLISH reached %d, %v", n, err)
+	}
+	patient := client.Dedicated("patient", func(c *rediskit.Config) { c.MaxRetries, c.PoolSize = -1, 3 })
+	if o := patient.(*redis.Client).Options(); o.MaxRetries != 0 || o.PoolSize != 3 || o.Username != cfg.Username {
+		t.Errorf("options %+v", o)
+	}
+	if client.Config().PoolSize != 1 {
+		t.Error("a change for one pool changed the others")
 	}
 }
 

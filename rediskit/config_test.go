@@ -143,18 +143,31 @@ func TestConfig_Loopback(t *testing.T) {
 	}
 }
 
-func TestServer_Faults(t *testing.T) {
+func TestServer_judge(t *testing.T) {
 	t.Parallel()
-	good := Server{Version: "7.0.15", Role: "master", MaxMemoryPolicy: "noeviction", AOF: true}
-	if got := append(good.Faults(), good.Warnings()...); len(got) != 0 {
-		t.Errorf("a good server: %q", got)
-	}
-	bad := Server{Version: "6.0.16", Role: "slave", MaxMemoryPolicy: "allkeys-lru", MaxMemory: 100, UsedMemory: 90}
-	if got := bad.Faults(); len(got) != 3 {
-		t.Errorf("faults: %q, want 3", got)
-	}
-	if got := bad.Warnings(); len(got) != 2 {
-		t.Errorf("warnings: %q, want 2", got)
+	good := Server{Version: "7.0.15", Role: "master", Mode: "standalone", MaxMemoryPolicy: "noeviction", AOF: true}
+	bad := Server{Version: "6.0.16", Role: "slave", Mode: "cluster", MaxMemoryPolicy: "allkeys-lru", MaxMemory: 100, UsedMemory: 90, WriteFailed: true}
+	cache := good
+	cache.MaxMemoryPolicy, cache.AOF = "allkeys-lru", false
+	for _, tt := range []struct {
+		name             string
+		server           Server
+		use              Use
+		cfg              Config
+		faults, warnings int
+	}{
+		{"good", good, ForQueues, Config{}, 0, 0},
+		{"bad", bad, ForQueues, Config{}, 4, 3},
+		{"bad as a cache", bad, ForCache, Config{}, 3, 1},
+		{"a cache", cache, ForCache, Config{}, 0, 0},
+		{"a cache for queues", cache, ForQueues, Config{}, 1, 1},
+		{"eviction accepted", cache, ForQueues, Config{AllowEviction: true}, 0, 2},
+		{"a server that hides", Server{Role: "master", AOF: true}, ForQueues, Config{}, 0, 1},
+		{"a cluster", Server{Mode: "cluster"}, ForCache, Config{Cluster: true}, 0, 0},
+	} {
+		if faults, warnings := tt.server.judge(tt.use, tt.cfg); len(faults) != tt.faults || len(warnings) != tt.warnings {
+			t.Errorf("%s: faults %q, warnings %q; want %d and %d", tt.name, faults, warnings, tt.faults, tt.warnings)
+		}
 	}
 	for version, want := range map[string]bool{"6.2.0": true, "10.0": true, "7": true, "6.1.9": false, "5.9": false, "x": false} {
 		if got := atLeast(version, 6, 2); got != want {

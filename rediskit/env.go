@@ -43,6 +43,7 @@ func (e *EnvError) Error() string {
 //	REDIS_CA_FILE REDIS_SERVER_NAME     see [Config]; with TLS only
 //	REDIS_CERT_FILE REDIS_KEY_FILE
 //	REDIS_POOL_SIZE                     connections of one pool to one server
+//	REDIS_ALLOW_EVICTION                true accepts queues on a server that deletes keys
 //
 // The passwords and the URLs can also be given as NAME_FILE, the path of a file
 // that holds them. Its error joins one *[EnvError] for every problem, and no
@@ -84,8 +85,9 @@ func fromEnv(environ []string) (queues, cache Config, err error) {
 	if r.values["REDIS_POOL_SIZE"] != "" {
 		poolSize = r.number("REDIS_POOL_SIZE", 1, 10_000)
 	}
+	allowEviction := r.boolean("REDIS_ALLOW_EVICTION")
 	for _, cfg := range []*Config{&queues, &cache} {
-		cfg.Service, cfg.PoolSize = service, poolSize
+		cfg.Service, cfg.PoolSize, cfg.AllowEviction = service, poolSize, allowEviction
 	}
 	if err := errors.Join(r.errs...); err != nil {
 		return Config{}, Config{}, err

@@ -105,41 +105,6 @@ func parseInfo(text string) map[string]string {
 	return info
 }
 
-// Faults lists what makes s unfit for queues: it would lose or refuse jobs.
-func (s Server) Faults() []string {
-	var faults []string
-	if s.MaxMemoryPolicy != "" && s.MaxMemoryPolicy != "noeviction" {
-		faults = append(faults, "maxmemory-policy is "+s.MaxMemoryPolicy+
-			": Redis would delete queued jobs when memory is short; set maxmemory-policy noeviction")
-	}
-	if s.Role == "slave" {
-		faults = append(faults, "this is a replica: it refuses writes; connect to the master, or use REDIS_SENTINELS")
-	}
-	if s.Version != "" && !atLeast(s.Version, 6, 2) {
-		faults = append(faults, "Redis "+s.Version+" is too old: 6.2 or newer is needed to archive jobs")
-	}
-	return faults
-}
-
-// Warnings lists what works but can lose acknowledged jobs.
-func (s Server) Warnings() []string {
-	var warnings []string
-	if s.WriteFailed {
-		warnings = append(warnings, "the server could not write to its disk: it may refuse jobs, and a restart loses them; see its log")
-	}
-	if !s.AOF {
-		warnings = append(warnings, "the append-only file is off: a restart of Redis loses the jobs since its last snapshot; set appendonly yes")
-	}
-	if s.MaxMemoryPolicy == "" {
-		warnings = append(warnings, "the server does not tell its maxmemory-policy: make sure that it is noeviction")
-	}
-	if s.MaxMemory > 0 && s.UsedMemory > s.MaxMemory/10*7 {
-		warnings = append(warnings, fmt.Sprintf("memory is %d %% full: a full Redis stops every queue; raise maxmemory",
-			s.UsedMemory*100/s.MaxMemory))
-	}
-	return warnings
-}
-
 // atLeast compares the first two numbers of version.
 func atLeast(version string, major, minor int) bool {
 	first, rest, _ := strings.Cut(version, ".")

@@ -98,9 +98,9 @@ func (r *checkReport) tryAll(ctx context.Context, cfg config.Config) {
 		r.add("monitor", checkWarn, "MONITOR_USERS is not in use: this version has no login and serves the dashboard on loopback only")
 	}
 	r.tryTemplates(cfg.TemplatesDir)
-	r.tryRedis(ctx, "redis", cfg.Redis, true)
+	r.tryRedis(ctx, "redis", cfg.Redis, rediskit.ForQueues)
 	if !reflect.DeepEqual(cfg.CacheRedis, cfg.Redis) {
-		r.tryRedis(ctx, "cache redis", cfg.CacheRedis, false)
+		r.tryRedis(ctx, "cache redis", cfg.CacheRedis, rediskit.ForCache)
 	}
 	if len(cfg.Mail.Providers) > 0 {
 		r.trySMTP(ctx, cfg.Mail)
@@ -121,10 +121,7 @@ func (r *checkReport) tryTemplates(dir string) {
 }
 
 // tryRedis judges a server; one that only caches may evict and forget.
-func (r *checkReport) tryRedis(ctx context.Context, name string, cfg rediskit.Config, queues bool) {
-	if !cfg.TLS && !cfg.Loopback() {
-		r.add(name, checkWarn, "the connection to another machine is not encrypted: use rediss:// or REDIS_TLS=true")
-	}
+func (r *checkReport) tryRedis(ctx context.Context, name string, cfg rediskit.Config, use rediskit.Use) {
 	rdb, err := rediskit.Open(ctx, cfg)
 	if err != nil {
 		r.fail(name, err)
@@ -132,25 +129,19 @@ func (r *checkReport) tryRedis(ctx context.Context, name string, cfg rediskit.Co
 	}
 	defer func() { _ = rdb.Close() }() // nothing was written
 	start := time.Now()
-	server, err := rdb.Server(ctx)
-	if err != nil {
-		r.add(name, checkWarn, "it answers, but not to INFO, so policy and persistence are unknown; grant the user +info: "+err.Error())
+	found, err := rdb.Preflight(ctx, use)
+	if _, unfit := errors.AsType[*rediskit.UnfitError](err); err != nil && !unfit {
+		r.fail(name, err)
 		return
 	}
 	took := time.Since(start).Round(100 * time.Microsecond)
-	result := checkOK
-	var faults, warnings []string
-	if queues {
-		faults, warnings = server.Faults(), server.Warnings()
+	for _, s := range found.Servers {
+		r.add(name, checkOK, describeServer(s, took))
 	}
-	if server.Mode == "cluster" && !cfg.Cluster {
-		faults = append(faults, "this is a node of a cluster, which refuses the keys of the other nodes: use REDIS_CLUSTER")
+	for _, f := range found.Faults {
+		r.add(name, checkFail, f)
 	}
-	if len(faults) > 0 {
-		result = checkFail
-	}
-	r.add(name, result, strings.Join(append([]string{describeServer(server, took)}, faults...), "; "))
-	for _, w := range warnings {
+	for _, w := range found.Warnings {
 		r.add(name, checkWarn, w)
 	}
 }

@@ -85,7 +85,7 @@ func TestCheck_unsuitableRedisFails(t *testing.T) {
 	smtp := testenv.SMTP(t)
 	environ := []string{"SMTP_URL=" + smtp.URL(), "MAIL_FROM=no-reply@medicalink.example"}
 	report, code := checkJSON(t, append(environ, "REDIS_URL="+queues.URL())...)
-	if code != cli.ExitFailed || !report.has("redis", checkFail, "would delete queued jobs") || !report.has("redis", checkWarn, "append-only file is off") {
+	if code != cli.ExitFailed || !report.has("redis", checkFail, "deletes queued jobs") || !report.has("redis", checkWarn, "append-only file is off") {
 		t.Errorf("exit code %d, %+v", code, report.Checks)
 	}
 
