@@ -64,7 +64,7 @@ func New(rdb *rediskit.Client, cfg Config) (*Monitor, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, status{Status: "alive"}) })
 	mux.HandleFunc("GET /readyz", readiness(checks))
-	mux.HandleFunc("GET /health/redis", redisHealth(rdb.Health))
+	mux.Handle("GET /health/redis", rediskit.HealthHandler(rdb))
 	mux.Handle("GET "+dashboardPath+"/", page)
 	m.handler = secure(mux)
 	return m, nil
