@@ -224,11 +224,11 @@ func (c *Cache[T]) GetMany(ctx context.Context, keys ...string) (map[string]T, e
 	return found, nil
 }
 
-// fetch returns what is stored under keys, "" where nothing is.
-func (c *Cache[T]) fetch(ctx context.Context, keys []string) ([]string, error) {
+// fetch returns what is stored under keys, nothing where nothing is.
+func (c *Cache[T]) fetch(ctx context.Context, keys []string) ([][]byte, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	raws := make([]string, len(keys))
+	raws := make([][]byte, len(keys))
 	if !c.client.Config().Cluster {
 		full := make([]string, len(keys))
 		for i, key := range keys {
@@ -239,7 +239,8 @@ func (c *Cache[T]) fetch(ctx context.Context, keys []string) ([]string, error) {
 			return nil, err
 		}
 		for i, value := range values {
-			raws[i], _ = value.(string) // nil if missing
+			text, _ := value.(string) // nil if missing
+			raws[i] = []byte(text)
 		}
 		return raws, nil
 	}
@@ -252,7 +253,7 @@ func (c *Cache[T]) fetch(ctx context.Context, keys []string) ([]string, error) {
 		return nil, err
 	}
 	for i, cmd := range cmds {
-		raw, err := cmd.Result()
+		raw, err := cmd.Bytes()
 		if err != nil && !errors.Is(err, redis.Nil) {
 			return nil, err // Exec returns only the first error, which may be a miss
 		}
@@ -364,12 +365,14 @@ const (
 	lockSign = "!lock:"
 )
 
-func isLock(raw string) bool { return len(raw) > len(lockSign) && raw[:len(lockSign)] == lockSign }
+func isLock(raw []byte) bool {
+	return len(raw) > len(lockSign) && string(raw[:len(lockSign)]) == lockSign
+}
 
 func (c *Cache[T]) read(ctx context.Context, full string) (value T, what content, err error) {
 	bounded, cancel := c.bound(ctx)
 	defer cancel()
-	raw, err := c.client.Get(bounded, full).Result()
+	raw, err := c.client.Get(bounded, full).Bytes()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		c.misses.Add(1)
 		return value, isUnknown, c.failed(ctx, "get from cache", err)
@@ -379,13 +382,13 @@ func (c *Cache[T]) read(ctx context.Context, full string) (value T, what content
 }
 
 // decode also counts.
-func (c *Cache[T]) decode(raw string) (value T, what content) {
-	if raw == absence {
+func (c *Cache[T]) decode(raw []byte) (value T, what content) {
+	if string(raw) == absence {
 		c.hits.Add(1)
 		return value, isAbsence
 	}
-	if raw != "" && !isLock(raw) {
-		if err := json.Unmarshal([]byte(raw), &value); err == nil {
+	if len(raw) > 0 && !isLock(raw) {
+		if err := json.Unmarshal(raw, &value); err == nil {
 			c.hits.Add(1)
 			return value, isValue
 		}

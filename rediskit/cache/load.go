@@ -214,7 +214,7 @@ func (c *Cache[T]) await(ctx context.Context, full, token string) (raw string, o
 		if time.Now().After(until) {
 			return "", false, nil
 		}
-		if !isLock(raw) {
+		if !isLock([]byte(raw)) {
 			if raw == absence || json.Unmarshal([]byte(raw), new(T)) == nil {
 				return raw, false, nil
 			}
