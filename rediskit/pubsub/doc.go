@@ -16,7 +16,9 @@
 //
 //   - [Topic.Subscribe] returns when the server has confirmed the subscription:
 //     whatever is published afterwards arrives or is reported.
-//   - A handler is called for one message at a time, in the order of arrival.
+//   - A handler is called for one message at a time, in the order in which Redis
+//     got them. Only while a Cluster changes its masters may messages that were
+//     published just before and after overtake each other.
 //   - Wherever messages may be missing the subscriber is told, in their place
 //     in the order, by a [Gap]: after a lost connection, when its buffer was
 //     full, and for a message that cannot be decoded. The function for gaps

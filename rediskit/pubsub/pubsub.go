@@ -1,6 +1,7 @@
 package pubsub
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,6 +100,34 @@ func (b *Bus) channel(service, name string) string {
 	return service + ":" + name
 }
 
+// send publishes to a channel. In a Cluster go-redis would take any node, so
+// that two messages reach a subscriber on different ways and the later one
+// first: here all take the master of the channel's slot, where go-redis
+// subscribes too.
+func (b *Bus) send(ctx context.Context, channel string, payload []byte) error {
+	cluster, ok := b.publish.(*redis.ClusterClient)
+	if !ok {
+		return b.publish.Publish(ctx, channel, payload).Err()
+	}
+	retries := cmp.Or(b.client.Config().MaxRetries, rediskit.DefaultMaxRetries)
+	for pause := minPause; ; pause *= 2 {
+		node, err := cluster.MasterForKey(ctx, channel)
+		if err == nil {
+			err = node.Publish(ctx, channel, payload).Err()
+		}
+		if _, refused := errors.AsType[redis.Error](err); err == nil || refused || retries <= 0 {
+			return err
+		}
+		retries--
+		cluster.ReloadState(ctx) // another node may be the master now
+		select {
+		case <-time.After(jitter(pause)):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // Topic is a channel on which every message is the JSON of a T. It is safe for
 // concurrent use.
 type Topic[T any] struct {
@@ -133,7 +162,7 @@ func (t *Topic[T]) Publish(ctx context.Context, value T) error {
 		// The cause can quote the value, so it is not wrapped.
 		return fmt.Errorf("encode message of topic %s: a %T cannot be written as JSON", t.name, value)
 	}
-	if err := t.bus.publish.Publish(ctx, t.channel, payload).Err(); err != nil {
+	if err := t.bus.send(ctx, t.channel, payload); err != nil {
 		return fmt.Errorf("publish to topic %s: %w", t.name, err)
 	}
 	return nil

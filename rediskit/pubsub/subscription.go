@@ -17,11 +17,14 @@ import (
 )
 
 // The pause before a further attempt to connect grows from the first to the
-// second; half of it is chance, so that a fleet does not return as one.
+// second.
 const (
 	minPause = 50 * time.Millisecond
-	maxPause = 2 * time.Second
+	maxPause = time.Second
 )
+
+// jitter makes half of a pause chance, so that a fleet does not return as one.
+func jitter(pause time.Duration) time.Duration { return pause/2 + rand.N(pause/2) }
 
 var errSilent = errors.New("the server did not answer a PING in time")
 
@@ -215,7 +218,7 @@ func (s *Subscription) confirm(ctx context.Context, conn *redis.PubSub) error {
 func (s *Subscription) reconnect(ctx context.Context) (*redis.PubSub, error) {
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		select {
-		case <-time.After(pause/2 + rand.N(pause/2)):
+		case <-time.After(jitter(pause)):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
