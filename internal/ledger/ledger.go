@@ -73,7 +73,7 @@ type Record struct {
 
 // Ledger writes the record. Safe for concurrent use.
 type Ledger struct {
-	rdb    redis.UniversalClient
+	pipe   *redis.AutoPipeliner
 	worker string
 	seq    atomic.Uint64
 
@@ -92,16 +92,21 @@ type entry struct {
 }
 
 // New returns a ledger that writes through rdb on behalf of the process worker,
-// whose life is told by the key [WorkerKey]. It starts nothing; see [Ledger.Start].
-func New(rdb redis.UniversalClient, worker string) *Ledger {
+// whose life is told by the key [WorkerKey]. Calls of concurrent handlers share
+// round trips. It starts nothing; see [Ledger.Start].
+func New(rdb redis.UniversalClient, worker string) (*Ledger, error) {
+	pipe, err := rdb.AsyncAutoPipeline()
+	if err != nil {
+		return nil, fmt.Errorf("pipeline the ledger: %w", err)
+	}
 	return &Ledger{
-		rdb:     rdb,
+		pipe:    pipe,
 		worker:  worker,
 		journal: make(map[string]*entry),
 		kick:    make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
-	}
+	}, nil
 }
 
 // JobKey is the key of a job's record.
@@ -207,9 +212,12 @@ func (l *Ledger) Begin(ctx context.Context, id string, opts Options) (*Attempt, 
 	}
 
 	token := l.worker + "/" + strconv.FormatUint(l.seq.Add(1), 36)
-	reply, err := beginScript.Run(ctx, l.rdb, []string{JobKey(id)},
+	reply, err := l.run(ctx, beginScript, id,
 		l.worker, token, flag(opts.Alone), MaxCrashes, isolateAfter, openRetention.Milliseconds(), flag(opts.Resend)).Slice()
 	if err != nil {
+		// The script may have run although its answer did not come: take the
+		// start back, or it would look like a crash one day.
+		l.postpone(id, &entry{script: endScript, args: []any{token, "unsent"}})
 		return nil, Record{}, fmt.Errorf("begin the attempt in the ledger: %w", err)
 	}
 	rec, owner, verdict, err := parse(reply)
@@ -229,11 +237,11 @@ func (l *Ledger) Begin(ctx context.Context, id string, opts Options) (*Attempt, 
 	case "doubt":
 		rec.Verdict = Doubtful
 		if owner != "" {
-			alive, err := l.rdb.Exists(ctx, WorkerKey(owner)).Result()
+			alive, err := l.alive(ctx, owner)
 			if err != nil {
 				return nil, Record{}, fmt.Errorf("ask whether the job's owner lives: %w", err)
 			}
-			if alive == 1 {
+			if alive {
 				rec.Verdict = Busy
 			}
 		}
@@ -271,7 +279,7 @@ func flag(b bool) int {
 // has the job, and with any other error if Redis gave no answer; in both cases
 // the dot must not be written.
 func (a *Attempt) Commit(ctx context.Context, provider string) error {
-	ok, err := commitScript.Run(ctx, a.l.rdb, []string{JobKey(a.id)}, a.token, provider).Bool()
+	ok, err := a.l.run(ctx, commitScript, a.id, a.token, provider).Bool()
 	if err != nil {
 		return fmt.Errorf("record the send in the ledger: %w", err)
 	}
@@ -309,7 +317,7 @@ func (a *Attempt) Park(ctx context.Context) {
 
 // Park does the same for a doubtful job that nobody is at work on.
 func (l *Ledger) Park(ctx context.Context, id string) error {
-	if err := parkScript.Run(ctx, l.rdb, []string{JobKey(id)}).Err(); err != nil {
+	if err := l.run(ctx, parkScript, id).Err(); err != nil {
 		return fmt.Errorf("park the job in the ledger: %w", err)
 	}
 	return nil
@@ -318,7 +326,7 @@ func (l *Ledger) Park(ctx context.Context, id string) error {
 // Pardon forgets a poisonous job's crashes as it goes to the archive, so that a
 // person who runs it again from there gives it a fresh chance.
 func (l *Ledger) Pardon(ctx context.Context, id string) error {
-	if err := pardonScript.Run(ctx, l.rdb, []string{JobKey(id)}).Err(); err != nil {
+	if err := l.run(ctx, pardonScript, id).Err(); err != nil {
 		return fmt.Errorf("pardon the job in the ledger: %w", err)
 	}
 	return nil
@@ -332,6 +340,11 @@ func (l *Ledger) end(ctx context.Context, id string, e *entry) {
 	if err := l.write(ctx, id, e); err == nil {
 		return
 	}
+	l.postpone(id, e)
+}
+
+// postpone leaves a write to the journal. What was sent stays sent.
+func (l *Ledger) postpone(id string, e *entry) {
 	l.mu.Lock()
 	if old := l.journal[id]; old == nil || !old.sent {
 		l.journal[id] = e
@@ -343,8 +356,32 @@ func (l *Ledger) end(ctx context.Context, id string, e *entry) {
 	}
 }
 
+// run calls a script on a job's record in a pipeline with those of other
+// handlers. A caller whose context ends does not wait for the pipeline, though
+// its call may still be carried out.
+func (l *Ledger) run(ctx context.Context, script *redis.Script, id string, args ...any) *redis.Cmd {
+	cmd := redis.NewCmd(ctx, append([]any{"evalsha", script.Hash(), 1, JobKey(id)}, args...)...)
+	if err := l.pipe.Submit(ctx, cmd).WaitContext(ctx); err != nil && ctx.Err() != nil {
+		// The pipeline may still write to cmd.
+		cmd = redis.NewCmd(ctx)
+		cmd.SetErr(err)
+	}
+	if redis.HasErrorPrefix(cmd.Err(), "NOSCRIPT") {
+		return script.Eval(ctx, l.pipe, []string{JobKey(id)}, args...)
+	}
+	return cmd
+}
+
+func (l *Ledger) alive(ctx context.Context, worker string) (bool, error) {
+	cmd := redis.NewIntCmd(ctx, "exists", WorkerKey(worker))
+	if err := l.pipe.Submit(ctx, cmd).WaitContext(ctx); err != nil {
+		return false, err
+	}
+	return cmd.Val() == 1, nil
+}
+
 func (l *Ledger) write(ctx context.Context, id string, e *entry) error {
-	return e.script.Run(ctx, l.rdb, []string{JobKey(id)}, e.args...).Err()
+	return l.run(ctx, e.script, id, e.args...).Err()
 }
 
 func (l *Ledger) settled(id string, e *entry) {

@@ -29,7 +29,16 @@ func setup(t *testing.T, opts ...testenv.RedisOption) *fixture {
 	t.Helper()
 	server := testenv.Redis(t, opts...)
 	rdb := server.Open(t)
-	return &fixture{redis: server, rdb: rdb, a: ledger.New(rdb, "worker-a"), b: ledger.New(rdb, "worker-b")}
+	return &fixture{redis: server, rdb: rdb, a: newLedger(t, rdb, "worker-a"), b: newLedger(t, rdb, "worker-b")}
+}
+
+func newLedger(t *testing.T, rdb redis.UniversalClient, worker string) *ledger.Ledger {
+	t.Helper()
+	l, err := ledger.New(rdb, worker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // alive gives a process its sign of life.
@@ -203,8 +212,7 @@ func TestLedger_CrashesAreBlamedOnTheJob(t *testing.T) {
 func TestLedger_Begin_RepeatedByTheClient(t *testing.T) {
 	t.Parallel()
 	f := setup(t)
-	repeated := f.redis.Config()
-	twice := ledger.New(repeatScripts(t, repeated.Addrs[0]), "worker-a")
+	twice := newLedger(t, repeatScripts(t, f.redis.Addr()), "worker-a")
 	for range 5 {
 		a, rec := begin(t, twice, "job", ledger.Options{}, ledger.Go)
 		if rec.Crashes != 0 {
@@ -230,7 +238,12 @@ type repeat struct{}
 
 func (repeat) DialHook(next redis.DialHook) redis.DialHook { return next }
 func (repeat) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if err := next(ctx, cmds); err != nil {
+			return err
+		}
+		return next(ctx, cmds)
+	}
 }
 
 func (repeat) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
@@ -314,7 +327,7 @@ func TestLedger_OneCommitAtATime(t *testing.T) {
 	for w := range 8 {
 		name := fmt.Sprint("racer", w)
 		f.alive(t, name)
-		l := ledger.New(f.rdb, name)
+		l := newLedger(t, f.rdb, name)
 		wg.Go(func() {
 			for range 50 {
 				a, rec, err := l.Begin(t.Context(), "job", ledger.Options{Alone: true})

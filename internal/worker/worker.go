@@ -134,11 +134,15 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 	}
 	name := uuid.NewString()
 	records := rdb.Dedicated("ledger")
+	book, err := ledger.New(records, name)
+	if err != nil {
+		return nil, err
+	}
 	w := &Worker{
 		cfg:       cfg,
 		name:      name,
 		rdb:       records,
-		ledger:    ledger.New(records, name),
+		ledger:    book,
 		rescuer:   newRescuer(rdb, name, cfg, log),
 		templates: set,
 		mail:      mail,
@@ -148,7 +152,7 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 	w.handlers = map[string]handlerFunc{tasks.TypeEmail: w.sendEmail}
 	w.giveUp, w.doGive = context.WithCancelCause(context.Background())
 	w.cutOff, w.doCut = context.WithCancelCause(context.Background())
-	server, err := engine.NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), engine.Config{
+	w.server, err = engine.NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), engine.Config{
 		Queues:          cfg.Queues,
 		StrictPriority:  cfg.StrictPriority,
 		Concurrency:     cfg.Concurrency,
@@ -159,7 +163,6 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 	if err != nil {
 		return nil, fmt.Errorf("set up the engine: %w", err)
 	}
-	w.server = server
 	return w, nil
 }
 
