@@ -73,16 +73,19 @@ local spacing = math.ceil(window / limit)
 local tolerance = burst * spacing
 local due = math.max(tonumber(redis.call('GET', key) or 0), now)
 -- Further ahead than any admitted call puts it: the clock was set back.
-due = math.min(due, now + tolerance)
+local ahead = due > now + tolerance
+if ahead then due = now + tolerance end
 
 local admitted, retry = 0, 0
 local after = due + n * spacing
 if after - tolerance <= now then
   admitted = 1
   due = after
-  redis.call('SET', key, string.format('%.0f', due), 'PX', math.ceil((due - now) / 1000) + 1)
 else
   retry = after - tolerance - now
+end
+if admitted == 1 or ahead then
+  redis.call('SET', key, string.format('%.0f', due), 'PX', math.ceil((due - now) / 1000) + 1)
 end
 return {admitted, math.floor((tolerance - (due - now)) / spacing), due - now, retry, now}
 `
