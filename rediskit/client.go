@@ -48,7 +48,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	c := &Client{cfg: cfg, tlsCfg: tlsCfg}
 	c.publisher = sync.OnceValue(func() redis.UniversalClient { return c.Dedicated("publish") })
 	c.subscriber = sync.OnceValue(func() redis.UniversalClient { return c.Dedicated("subscribe") })
-	c.UniversalClient = redis.NewUniversalClient(cfg.options(tlsCfg))
+	c.UniversalClient = cfg.newClient(tlsCfg)
 	if err := c.Health(ctx); err != nil {
 		_ = c.Close() // the PING's error says more
 		return nil, err
@@ -96,7 +96,7 @@ func (c *Client) Dedicated(name string, change ...func(*Config)) redis.Universal
 		}
 		cfg.ClientName = name
 	}
-	further := redis.NewUniversalClient(cfg.options(c.tlsCfg))
+	further := cfg.newClient(c.tlsCfg)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
