@@ -5,7 +5,6 @@ package testenv
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -169,20 +168,6 @@ func (c *ClusterSet) KillMaster(key string) *RedisServer {
 	master := c.Master(key)
 	master.Kill()
 	return master
-}
-
-// Slot returns the slot of key as the cluster computes it.
-func (c *ClusterSet) Slot(key string) int {
-	c.tb.Helper()
-	reply, err := ask(c.tb.Context(), c.nodes[len(c.nodes)-1].Config(), "CLUSTER", "KEYSLOT", key)
-	if err != nil {
-		c.tb.Fatal(err)
-	}
-	slot, err := strconv.Atoi(fmt.Sprint(reply))
-	if err != nil {
-		c.tb.Fatal(err)
-	}
-	return slot
 }
 
 func (c *ClusterSet) discard() {

@@ -32,3 +32,63 @@ func TestEachRedis(t *testing.T) {
 	})
 }
 
+
+// A killed master has a successor, and what it replicated is still there.
+func TestKillMaster(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		start func() (client *rediskit.Client, kill, master func() *testenv.RedisServer)
+	}{
+		{"Sentinel", func() (*rediskit.Client, func() *testenv.RedisServer, func() *testenv.RedisServer) {
+			set := testenv.Sentinel(t)
+			return set.Open(t), set.KillMaster, set.Master
+		}},
+		{"Cluster", func() (*rediskit.Client, func() *testenv.RedisServer, func() *testenv.RedisServer) {
+			set := testenv.Cluster(t)
+			return set.Open(t),
+				func() *testenv.RedisServer { return set.KillMaster("key") },
+				func() *testenv.RedisServer { return set.Master("key") }
+		}},
+	} {
+		client, kill, master := tt.start()
+		if err := client.Set(t.Context(), "key", "value", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := client.Wait(t.Context(), 1, 10*time.Second).Result(); err == nil && n == 0 {
+			t.Fatalf("%s: not replicated", tt.name)
+		}
+		dead := kill()
+		if heir := master(); heir.Addr() == dead.Addr() {
+			t.Errorf("%s: the dead server is still the master", tt.name)
+		}
+		for deadline := time.Now().Add(30 * time.Second); ; {
+			got, err := client.Get(t.Context(), "key").Result()
+			if err == nil && got == "value" {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: GET = %q, %v", tt.name, got, err)
+			}
+		}
+	}
+}
+
+func TestExampleRedis(t *testing.T) {
+	t.Parallel()
+	cfg, stop := testenv.ExampleRedis()
+	client, err := rediskit.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := client.Key("user", "1"); got != "api-gateway:user:1" {
+		t.Errorf("Key = %q", got)
+	}
+	stop()
+	if err := client.Health(t.Context()); err == nil {
+		t.Error("the server outlived stop")
+	}
+	if err := client.Close(); err != nil {
+		t.Error(err)
+	}
+}

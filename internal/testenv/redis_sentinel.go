@@ -165,7 +165,12 @@ func (s *SentinelSet) Master() *RedisServer {
 				found = server
 			}
 		}
-		return found != nil && len(named) == 1, nil
+		if found == nil || len(named) > 1 {
+			return false, nil
+		}
+		// Until they have agreed on another one, they name a dead master.
+		role, err := ask(ctx, found.Config(), "ROLE")
+		return err == nil && fmt.Sprint(role.([]any)[0]) == "master", err
 	})
 	if err != nil {
 		s.tb.Fatal(err)
