@@ -28,6 +28,7 @@ type bench struct {
 	redisPort   int
 	smtpPort    int
 	control     string // the sink's
+	load        string // of the machine, before the run
 	systems     []*system
 	stops       []func() error // in the order of starting
 }
@@ -73,7 +74,7 @@ type sinkStats struct {
 }
 
 func start(ctx context.Context, o options, work string, stderr io.Writer) (b *bench, err error) {
-	b = &bench{}
+	b = &bench{load: load()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.stop())

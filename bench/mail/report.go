@@ -68,7 +68,7 @@ postroom delivers **{{printf "%.1f" .Rate}} times** as many emails a second, wit
 {{end}}
 ![Emails per second and CPU time](mail.svg)
 
-- Machine: {{.Machine}}.
+- Machine: {{.Machine}}. Load average before the run: {{.Load}}.
 - Versions: {{.Versions}}.
 - postroom: {{.Commit}}, ` + "`worker run`" + ` with a log line for each email.
 - Each system: one worker process, {{.Concurrency}} jobs at once, at most {{.Connections}} connections to the mail
@@ -90,7 +90,7 @@ func (b *bench) report(ctx context.Context, o options, stdout io.Writer) error {
 		persistence = "with its append-only file, synced every second"
 	}
 	data := map[string]any{
-		"Rounds": o.rounds, "Rows": rows, "Machine": machine(), "Versions": b.versions(ctx),
+		"Rounds": o.rounds, "Rows": rows, "Machine": machine(), "Load": b.load, "Versions": b.versions(ctx),
 		"Commit": "commit " + output(ctx, "git", "describe", "--always", "--dirty", "--abbrev=10"), "Concurrency": o.concurrency,
 		"Connections": o.connections, "Template": benchTemplate, "Persistence": persistence, "Ratio": (*ratio)(nil),
 	}
@@ -167,6 +167,16 @@ func machine() string {
 		}
 	}
 	return fmt.Sprintf("%d cores of %s, %s/%s, %s", runtime.NumCPU(), model, runtime.GOOS, runtime.GOARCH, time.Now().UTC().Format(time.DateOnly))
+}
+
+// load is the load average of the last minute: what else the machine was doing.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	average, _, _ := strings.Cut(string(text), " ")
+	return average
 }
 
 func (b *bench) versions(ctx context.Context) string {
