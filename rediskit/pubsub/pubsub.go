@@ -93,7 +93,7 @@ func (b *Bus) Service(name string) *Bus {
 
 // channel returns the name of a topic's channel, as [rediskit.Client.Key] makes
 // it for the own service.
-func (b *Bus) channel(service, name string) string {
+func channel(service, name string) string {
 	if service == "" {
 		return name
 	}
@@ -115,7 +115,8 @@ func (b *Bus) send(ctx context.Context, channel string, payload []byte) error {
 		if err == nil {
 			err = node.Publish(ctx, channel, payload).Err()
 		}
-		if _, refused := errors.AsType[redis.Error](err); err == nil || refused || retries <= 0 {
+		_, refused := errors.AsType[redis.Error](err)
+		if err == nil || refused || errors.Is(err, redis.ErrClosed) || retries <= 0 {
 			return err
 		}
 		retries--
@@ -147,7 +148,7 @@ func Of[T any](bus *Bus, name string) (*Topic[T], error) {
 	if name == "" {
 		return nil, errors.New("make topic: no name")
 	}
-	return &Topic[T]{bus: bus, name: name, channel: bus.channel(bus.service, name)}, nil
+	return &Topic[T]{bus: bus, name: name, channel: channel(bus.service, name)}, nil
 }
 
 // Name returns the topic's name without that of its service.
@@ -200,7 +201,7 @@ func Matching[T any](bus *Bus, pattern string) (*Pattern[T], error) {
 	}
 	// The service's name is never a pattern: * must not reach other services.
 	service := strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(bus.service)
-	return &Pattern[T]{bus: bus, src: source{name: pattern, channel: bus.channel(service, pattern), pattern: true}}, nil
+	return &Pattern[T]{bus: bus, src: source{name: pattern, channel: channel(service, pattern), pattern: true}}, nil
 }
 
 // Subscribe is like [Topic.Subscribe] for every topic that matches.

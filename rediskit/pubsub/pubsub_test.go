@@ -383,8 +383,8 @@ func TestSubscription_Close_waitsForHandler(t *testing.T) {
 		go func() { closed <- sub.Close() }()
 		<-closing
 		select {
-		case <-closed:
-			t.Error("Close returned while the handler was running")
+		case err := <-closed:
+			t.Fatalf("Close returned while the handler was running: %v", err)
 		case <-sub.Done():
 			t.Error("done while the handler was running")
 		case release <- struct{}{}:

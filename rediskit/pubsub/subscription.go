@@ -81,7 +81,7 @@ func subscribe[T any](
 		s.cancel()
 		return nil, fmt.Errorf("subscribe to topic %s: %w", src.name, err)
 	}
-	prefix := bus.channel(bus.service, "")
+	prefix := channel(bus.service, "")
 	handle := func(it item) {
 		if it.gap != nil {
 			onGap(ctx, *it.gap)
@@ -263,29 +263,34 @@ func (s *Subscription) read(ctx context.Context, conn *redis.PubSub) error {
 	}
 }
 
-// watch sends a PING when the connection has been silent for half of DeadAfter
-// and returns an error when it was for all of it; nil when ctx has ended.
+// watch sends a PING on a silent connection and returns an error when it was not
+// answered; nil when ctx has ended. It counts from the PING, not from the last
+// message: a process that was stopped itself must not blame the server.
 func (s *Subscription) watch(ctx context.Context, conn *redis.PubSub) error {
-	tick := time.NewTicker(s.cfg.DeadAfter / 4)
+	// Four tenths of silence, four of waiting, and a tick for each.
+	tick := time.NewTicker(s.cfg.DeadAfter / 10)
 	defer tick.Stop()
+	patience := s.cfg.DeadAfter / 10 * 4
+	var pinged time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		silence := time.Since(*s.seen.Load())
-		if silence >= s.cfg.DeadAfter {
-			return errSilent
-		}
-		if silence < s.cfg.DeadAfter/2 {
-			continue
-		}
-		if err := conn.Ping(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
+		seen := *s.seen.Load()
+		switch {
+		case time.Since(seen) < patience:
+		case pinged.Before(seen):
+			pinged = time.Now()
+			if err := conn.Ping(ctx); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("ping: %w", err)
 			}
-			return fmt.Errorf("ping: %w", err)
+		case time.Since(pinged) >= patience:
+			return errSilent
 		}
 	}
 }

@@ -14,7 +14,8 @@
 //     safe in a Cluster. Only the first call after a start of the server takes two.
 //   - Time is that of the Redis server. If it is set back, or a replica with a
 //     slower clock takes over, calls are counted later than they came: never more
-//     are admitted, and a key is back to normal after one window.
+//     are admitted, and a key is back to normal after one window. If it is set
+//     forward, calls are forgotten that much earlier.
 //   - A refused call counts for nothing: who keeps calling is not locked out
 //     longer.
 //   - State is bounded and leaves by itself: about 11 bytes for each admitted

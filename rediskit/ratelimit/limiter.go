@@ -69,7 +69,8 @@ type Config struct {
 
 	// Timeout is the longest time that a decision may take before OnError makes
 	// it, retries included: without it a hung Redis holds every call for
-	// seconds. Default 500 ms. A context that ends earlier wins.
+	// seconds. A dead Redis is tried again too, so that while it is down every
+	// call can take that long. Default 500 ms. A context that ends earlier wins.
 	Timeout time.Duration
 }
 
@@ -161,7 +162,7 @@ func (l *Limiter) Allow(ctx context.Context, key string, limit int, window time.
 // can have a limit for a second and one for a day. The window is counted in
 // whole microseconds.
 //
-// While Redis does not answer, FailOpen returns an admitting Result and no
+// While Redis does not answer (or not before ctx ends), FailOpen returns an admitting Result and no
 // error, FailClosed a refusing one and an error that wraps [ErrUnavailable]. Any
 // other error is a mistake in the arguments, and refuses.
 func (l *Limiter) AllowN(ctx context.Context, key string, limit int, window time.Duration, n int) (Result, error) {
