@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -86,20 +87,29 @@ func (r *rescuer) run() {
 		case <-r.quit:
 			return
 		case <-tick.C:
+			r.tick(period)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), period)
-		err := r.beat(ctx)
-		cancel()
-		if err != nil {
-			r.log.Warn().Err(err).Msg("no sign of life: Redis does not answer")
-			continue
+	}
+}
+
+// tick is one round. A panic costs the round and not the process.
+func (r *rescuer) tick(period time.Duration) {
+	defer func() {
+		if x := recover(); x != nil {
+			r.log.Error().Str("panic_type", fmt.Sprintf("%T", x)).Bytes("stack", debug.Stack()).Msg("rescue panicked")
 		}
-		if !r.settled() {
-			continue
-		}
-		if err := r.sweep(); err != nil {
-			r.log.Warn().Err(err).Msg("could not look for jobs of dead workers")
-		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), period)
+	defer cancel()
+	if err := r.beat(ctx); err != nil {
+		r.log.Warn().Err(err).Msg("no sign of life: Redis does not answer")
+		return
+	}
+	if !r.settled() {
+		return
+	}
+	if err := r.sweep(); err != nil {
+		r.log.Warn().Err(err).Msg("could not look for jobs of dead workers")
 	}
 }
 
