@@ -8,6 +8,7 @@ import (
 
 	"github.com/medicalink/postroom/config"
 	"github.com/medicalink/postroom/internal/cli"
+	"github.com/medicalink/postroom/internal/lifecycle"
 	"github.com/medicalink/postroom/rediskit"
 )
 
@@ -26,20 +27,20 @@ func newMonitorCommand(p cli.Process) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var cleanup cleanups
+			var started lifecycle.Stack
 			defer func() {
 				stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopMargin)
 				defer cancel()
-				err = errors.Join(err, cleanup.run(stopping))
+				err = errors.Join(err, started.Stop(stopping))
 			}()
-			cleanup.add("redis", func(context.Context) error { return rdb.Close() })
+			started.Add("redis", func(context.Context) error { return rdb.Close() })
 
 			failed := make(chan error, 1)
 			stop, err := serveMonitor(ctx, cfg, rdb, nil, log, failed)
 			if err != nil {
 				return err
 			}
-			cleanup.add("monitor", stop)
+			started.Add("monitor", stop)
 			select {
 			case <-ctx.Done():
 				return nil

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/medicalink/postroom/config"
 	"github.com/medicalink/postroom/internal/cli"
+	"github.com/medicalink/postroom/internal/lifecycle"
 	"github.com/medicalink/postroom/internal/mailer"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/monitor"
@@ -59,11 +59,11 @@ func newLogger(cfg config.Config, w io.Writer) zerolog.Logger {
 // run is one straight line: what it opens it closes, in the opposite order,
 // under one deadline.
 func run(ctx context.Context, cfg config.Config, log zerolog.Logger) (err error) {
-	var cleanup cleanups
+	var started lifecycle.Stack
 	defer func() {
 		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownTimeout+stopMargin)
 		defer cancel()
-		err = errors.Join(err, cleanup.run(stopping))
+		err = errors.Join(err, started.Stop(stopping))
 	}()
 
 	set, err := templates.Load(cfg.TemplatesDir)
@@ -75,13 +75,13 @@ func run(ctx context.Context, cfg config.Config, log zerolog.Logger) (err error)
 	if err != nil {
 		return err
 	}
-	cleanup.add("redis", func(context.Context) error { return rdb.Close() })
+	started.Add("redis", func(context.Context) error { return rdb.Close() })
 
 	mail, err := mailer.New(cfg.Mail)
 	if err != nil {
 		return fmt.Errorf("set up the mailer: %w", err)
 	}
-	cleanup.add("mailer", mail.Close)
+	started.Add("mailer", mail.Close)
 
 	w, err := worker.New(worker.Config{
 		Queues:          cfg.Queues,
@@ -99,12 +99,12 @@ func run(ctx context.Context, cfg config.Config, log zerolog.Logger) (err error)
 	if err != nil {
 		return err
 	}
-	cleanup.add("monitor", stopHTTP)
+	started.Add("monitor", stopHTTP)
 
 	if err := w.Start(ctx); err != nil {
 		return err
 	}
-	cleanup.add("worker", w.Stop)
+	started.Add("worker", w.Stop)
 
 	select {
 	case <-ctx.Done():
@@ -142,26 +142,4 @@ func serveMonitor(ctx context.Context, cfg config.Config, rdb *rediskit.Client, 
 	return func(ctx context.Context) error {
 		return errors.Join(srv.Shutdown(ctx), mon.Close())
 	}, nil
-}
-
-// cleanups are run last in, first out; each is named in its error.
-type cleanups []cleanup
-
-type cleanup struct {
-	name string
-	run  func(context.Context) error
-}
-
-func (c *cleanups) add(name string, run func(context.Context) error) {
-	*c = append(*c, cleanup{name, run})
-}
-
-func (c cleanups) run(ctx context.Context) error {
-	var errs []error
-	for _, x := range slices.Backward(c) {
-		if err := x.run(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("close %s: %w", x.name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/medicalink/postroom/internal/lifecycle"
 	"github.com/medicalink/postroom/internal/mailer"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/monitor"
@@ -165,7 +166,7 @@ func unlessEnded(ctx context.Context, err error) error {
 // box is everything but the pages.
 type box struct {
 	cfg     Config
-	cleanup cleanups
+	cleanup lifecycle.Stack
 
 	redis     *embeddedRedis
 	changes   *changes
@@ -184,14 +185,14 @@ func (b *box) start(ctx context.Context) error {
 	if b.redis, err = startRedis(ctx, log); err != nil {
 		return err
 	}
-	b.cleanup.add("Redis", func(context.Context) error { return b.redis.stop() })
+	b.cleanup.Add("Redis", func(context.Context) error { return b.redis.stop() })
 
 	b.changes = newChanges()
 	b.store = &store{changed: func() { b.changes.note(func(v *versions) { v.Inbox++ }) }}
 	if b.catcher, err = startCatcher(ctx, b.store, log); err != nil {
 		return err
 	}
-	b.cleanup.add("mail catcher", b.catcher.stop)
+	b.cleanup.Add("mail catcher", b.catcher.stop)
 
 	b.templates, err = loadTemplates(b.cfg.TemplatesDir, func() { b.changes.note(func(v *versions) { v.Templates++ }) }, log)
 	if err != nil {
@@ -206,7 +207,7 @@ func (b *box) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("set up the mailer: %w", err)
 	}
-	b.cleanup.add("mailer", mail.Close)
+	b.cleanup.Add("mailer", mail.Close)
 
 	connect := rediskit.Config{Addrs: []string{b.redis.addr}, ClientName: "postroom-dev"}
 	b.runner = &runner{cfg: b.cfg.Worker, redis: connect, mail: mail, log: log}
@@ -214,12 +215,12 @@ func (b *box) start(ctx context.Context) error {
 	if err := b.runner.start(ctx, set); err != nil {
 		return err
 	}
-	b.cleanup.add("worker", b.runner.stop)
+	b.cleanup.Add("worker", b.runner.stop)
 
 	if b.rdb, err = rediskit.Open(ctx, connect); err != nil {
 		return err
 	}
-	b.cleanup.add("Redis connection", func(context.Context) error { return b.rdb.Close() })
+	b.cleanup.Add("Redis connection", func(context.Context) error { return b.rdb.Close() })
 	b.producer, err = tasks.NewProducer(b.rdb, tasks.FromService("worker-dev"), tasks.Namespace(b.cfg.Namespace))
 	return err
 }
@@ -230,7 +231,7 @@ func (b *box) serve(ctx context.Context) (*webServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.cleanup.add("dashboard", func(context.Context) error { return mon.Close() })
+	b.cleanup.Add("dashboard", func(context.Context) error { return mon.Close() })
 
 	site, err := newWeb(&inbox{b.store}, &preview{templates: b.templates, send: b.producer.SendEmail}, b.changes, b.links(), mon)
 	if err != nil {
@@ -245,7 +246,7 @@ func (b *box) serve(ctx context.Context) (*webServer, error) {
 		return nil, err
 	}
 	server := serveWeb(ln, handler, b.cfg.Log)
-	b.cleanup.add("pages", server.stop)
+	b.cleanup.Add("pages", server.stop)
 
 	b.failed = make(chan error, 1)
 	if b.templates.dir != "" {
@@ -260,7 +261,7 @@ func (b *box) serve(ctx context.Context) (*webServer, error) {
 		if err != nil {
 			return nil, err
 		}
-		b.cleanup.add("watching the templates", unwatch)
+		b.cleanup.Add("watching the templates", unwatch)
 	}
 	return server, nil
 }
@@ -269,7 +270,7 @@ func (b *box) stop(ctx context.Context) error {
 	timeout := cmp.Or(b.cfg.Worker.ShutdownTimeout, 30*time.Second) + stopMargin
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	return b.cleanup.run(ctx)
+	return b.cleanup.Stop(ctx)
 }
 
 // firstDelivery sends one line about the first message that arrives, or is
