@@ -83,6 +83,7 @@ var floors = [][]string{
 	{"internal/worker"},
 	{"internal/engine", "internal/mailer", "internal/notifier", "internal/ledger", "templates", "monitor", "realtime"},
 	{"rediskit", "tasks"},
+	{"internal/lifecycle"},
 }
 
 func place(path string) (floor int, room string, found bool) {
