@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/medicalink/postroom/internal/testenv"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start runs the program as main does and returns its address and how to end it.
+func start(t *testing.T, redis *testenv.RedisServer) (url string, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	read, write := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		environ := []string{"SERVICE_NAME=api-gateway", "REDIS_URL=" + redis.URL()}
+		ended <- run(ctx, environ, "127.0.0.1:0", slog.New(slog.NewTextHandler(write, nil)))
+		_ = write.Close()
+	}()
+	address := make(chan string, 1)
+	go func() {
+		for lines := bufio.NewScanner(read); lines.Scan(); {
+			if _, after, ok := strings.Cut(lines.Text(), "address="); ok {
+				address <- after
+			}
+		}
+		close(address)
+	}()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	}
+	t.Cleanup(stop)
+	url, ok := <-address
+	if !ok {
+		t.Fatalf("the gateway did not start: %v", <-ended)
+	}
+	return url, stop
+}
+
+// call returns the answer to a request, its body read.
+func call(t *testing.T, method, url, body string) (*http.Response, string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response, string(text)
+}
+
+func TestGateway_CachesUsers(t *testing.T) {
+	t.Parallel()
+	redis := testenv.Redis(t)
+	url, _ := start(t, redis)
+	for range 2 {
+		if r, body := call(t, "GET", url+"/users/123", ""); r.StatusCode != http.StatusOK || strings.TrimSpace(body) != `{"id":"123","name":"Ada Lovelace"}` {
+			t.Errorf("answered %d %s", r.StatusCode, body)
+		}
+		if r, _ := call(t, "GET", url+"/users/404", ""); r.StatusCode != http.StatusNotFound {
+			t.Errorf("an unknown user is answered %d", r.StatusCode)
+		}
+	}
+	client := redis.Open(t)
+	if got := client.Get(t.Context(), "api-gateway:user:123").Val(); got != `{"id":"123","name":"Ada Lovelace"}` {
+		t.Errorf("the cache holds %q", got)
+	}
+	// What the cache holds is what is served.
+	if err := client.Set(t.Context(), "api-gateway:user:123", `{"id":"123","name":"from the cache"}`, time.Minute).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if _, body := call(t, "GET", url+"/users/123", ""); !strings.Contains(body, "from the cache") {
+		t.Errorf("answered %s, which is not from the cache", body)
+	}
+}
+
+func TestGateway_LimitsCallers(t *testing.T) {
+	t.Parallel()
+	url, _ := start(t, testenv.Redis(t))
+	for i := range 100 {
+		if r, _ := call(t, "GET", url+"/users/123", ""); r.StatusCode != http.StatusOK {
+			t.Fatalf("request %d of 100 is answered %d", i+1, r.StatusCode)
+		}
+	}
+	r, _ := call(t, "GET", url+"/users/123", "")
+	if r.StatusCode != http.StatusTooManyRequests || r.Header.Get("Retry-After") == "" ||
+		r.Header.Get("RateLimit-Limit") != "100" || r.Header.Get("RateLimit-Remaining") != "0" {
+		t.Errorf("request 101 is answered %d with %v", r.StatusCode, r.Header)
+	}
+	if r, _ := call(t, "GET", url+"/health/redis", ""); r.StatusCode != http.StatusOK {
+		t.Errorf("health is limited too: %d", r.StatusCode)
+	}
+}
+
+func TestGateway_StreamsUpdates(t *testing.T) {
+	t.Parallel()
+	redis := testenv.Redis(t)
+	here, _ := start(t, redis)
+	there, stopThere := start(t, redis) // another replica
+
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, there+"/appointments/updates", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	stream, err := browser.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Body.Close()
+	lines := bufio.NewScanner(stream.Body)
+
+	if r, body := call(t, "POST", here+"/appointments/a-17/status", `{"status":""}`); r.StatusCode != http.StatusBadRequest {
+		t.Errorf("no status is answered %d %s", r.StatusCode, body)
+	}
+	if r, body := call(t, "POST", here+"/appointments/a-17/status", `{"status":"confirmed","appointmentId":"another"}`); r.StatusCode != http.StatusAccepted {
+		t.Fatalf("answered %d %s", r.StatusCode, body)
+	}
+	if !lines.Scan() || lines.Text() != "event: update" || !lines.Scan() {
+		t.Fatalf("the stream said %q", lines.Text())
+	}
+	var got Update
+	if err := json.Unmarshal([]byte(strings.TrimPrefix(lines.Text(), "data: ")), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.AppointmentID != "a-17" || got.Status != "confirmed" || got.Timestamp.IsZero() {
+		t.Errorf("the stream said %+v", got)
+	}
+
+	// An open stream does not hold up the end of the process.
+	stopThere()
+	for lines.Scan() {
+		if lines.Text() != "" {
+			t.Errorf("the ending stream said %q", lines.Text())
+		}
+	}
+}
+
+func TestGateway_WithoutRedis(t *testing.T) {
+	t.Parallel()
+	redis := testenv.Redis(t)
+	url, _ := start(t, redis)
+	if r, body := call(t, "GET", url+"/health/redis", ""); r.StatusCode != http.StatusOK || !strings.Contains(body, `"status":"healthy"`) {
+		t.Errorf("healthy is answered %d %s", r.StatusCode, body)
+	}
+
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/appointments/updates", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	stream, err := browser.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Body.Close()
+	lines := bufio.NewScanner(stream.Body)
+
+	redis.Kill()
+	if r, body := call(t, "GET", url+"/health/redis", ""); r.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"unhealthy"`) {
+		t.Errorf("without Redis, health is answered %d %s", r.StatusCode, body)
+	}
+	// Neither the limit nor the cache stops the service: that is what it chose.
+	if r, body := call(t, "GET", url+"/users/123", ""); r.StatusCode != http.StatusOK {
+		t.Errorf("without Redis, a lookup is answered %d %s", r.StatusCode, body)
+	}
+	redis.Restart()
+	if !lines.Scan() || lines.Text() != "event: gap" {
+		t.Errorf("after a lost connection the stream said %q", lines.Text())
+	}
+}
+
+func TestRun_RefusesBadSettings(t *testing.T) {
+	t.Parallel()
+	err := run(t.Context(), []string{"REDIS_URL=http://localhost"}, "127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "SERVICE_NAME") || !strings.Contains(err.Error(), "REDIS_URL") {
+		t.Errorf("run: %v", err)
+	}
+}
