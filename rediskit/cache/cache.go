@@ -272,11 +272,9 @@ func (c *Cache[T]) Set(ctx context.Context, key string, value T, opts ...Option)
 	if err != nil {
 		return err
 	}
-	full := c.prefix + key
-	c.forget(full, nil)
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	return c.wrote("set in cache", c.client.Set(ctx, full, raw, c.jittered(ttl)).Err())
+	return c.wrote("set in cache", c.client.Set(ctx, c.prefix+key, raw, c.jittered(ttl)).Err())
 }
 
 // SetMany stores values in pipelines. It is not atomic: after an error some may
@@ -309,9 +307,7 @@ func (c *Cache[T]) setPart(ctx context.Context, keys []string, raws map[string][
 	defer cancel()
 	pipe := c.client.Pipeline()
 	for _, key := range keys {
-		full := c.prefix + key
-		c.forget(full, nil)
-		pipe.Set(ctx, full, raws[key], c.jittered(ttl))
+		pipe.Set(ctx, c.prefix+key, raws[key], c.jittered(ttl))
 	}
 	_, err := pipe.Exec(ctx)
 	return err

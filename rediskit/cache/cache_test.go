@@ -446,6 +446,25 @@ func TestCache_redisDown(t *testing.T) {
 	}
 }
 
+// Only the cache's own timeout can free a caller here.
+func TestCache_bypassHungServer(t *testing.T) {
+	t.Parallel()
+	srv, first := serve(t)
+	cfg := first.Config()
+	cfg.ReadTimeout = time.Hour
+	c, err := rediskit.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	numbers := of[int](t, c, cache.Config{TTL: time.Minute, OnError: cache.Bypass})
+	srv.Pause()
+	got, err := numbers.GetOrLoad(t.Context(), "1", func(context.Context) (int, error) { return 1, nil })
+	if err != nil || got != 1 || numbers.Stats().Errors != 1 {
+		t.Errorf("got %v, %v, stats %+v", got, err, numbers.Stats())
+	}
+}
+
 func TestCache_GetOrLoad_bypassSharesLoad(t *testing.T) {
 	t.Parallel()
 	srv, c := serve(t)

@@ -53,6 +53,17 @@ func TestCache_GetOrLoad_stampede(t *testing.T) {
 				t.Errorf("process %d: stats %+v", i, s)
 			}
 		}
+		// When the value has expired, every process asks anew, also one that only
+		// waited for another's load.
+		for i, users := range caches {
+			if err := c.Del(t.Context(), c.Key("user", "hot")).Err(); err != nil {
+				t.Fatal(err)
+			}
+			got, err := users.GetOrLoad(t.Context(), "hot", func(context.Context) (int, error) { return i, nil })
+			if err != nil || got != i {
+				t.Errorf("process %d got %v, %v after the expiry", i, got, err)
+			}
+		}
 	})
 }
 
@@ -113,7 +124,7 @@ func TestCache_GetOrLoad_notFound(t *testing.T) {
 			loads    uint64
 		}{
 			{"not remembered", 0, 3},
-			{"remembered", time.Minute, 1},
+			{"remembered", 10 * time.Second, 1},
 		} {
 			ctx := t.Context()
 			cfg := config
@@ -385,7 +396,7 @@ func TestCache_GetOrLoad_renewsLock(t *testing.T) {
 			for renewals := 0; renewals < 4; {
 				left, err := observer.PTTL(ctx, c.Key("user", "k")).Result()
 				if err != nil || left <= 0 {
-					return 0, fmt.Errorf("the lock is gone: %v, %w", left, err)
+					return 0, fmt.Errorf("the lock is gone: %v, %v", left, err)
 				}
 				if left > last {
 					renewals++
