@@ -199,9 +199,9 @@ func Matching[T any](bus *Bus, pattern string) (*Pattern[T], error) {
 	if pattern == "" {
 		return nil, errors.New("make pattern of topics: no pattern")
 	}
-	// The service's name is never a pattern: * must not reach other services.
-	service := strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(bus.service)
-	return &Pattern[T]{bus: bus, src: source{name: pattern, channel: channel(service, pattern), pattern: true}}, nil
+	// The service's name holds no special byte (rediskit and Service see to that),
+	// so that a pattern never reaches other services.
+	return &Pattern[T]{bus: bus, src: source{name: pattern, channel: channel(bus.service, pattern), pattern: true}}, nil
 }
 
 // Subscribe is like [Topic.Subscribe] for every topic that matches.
