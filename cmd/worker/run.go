@@ -76,6 +76,13 @@ func run(ctx context.Context, cfg config.Config, log zerolog.Logger) (err error)
 		return err
 	}
 	started.Add("redis", func(context.Context) error { return rdb.Close() })
+	flight, err := rdb.Preflight(ctx, rediskit.ForQueues)
+	if err != nil {
+		return err
+	}
+	for _, w := range flight.Warnings {
+		log.Warn().Str("warning", w).Msg("redis")
+	}
 
 	mail, err := mailer.New(cfg.Mail)
 	if err != nil {
