@@ -63,8 +63,16 @@ func start(t *testing.T, redis *testenv.RedisServer) (url string) {
 	return url
 }
 
+// answer is what came back.
+type answer struct {
+	code    int
+	header  http.Header
+	body    string
+	cookies []*http.Cookie
+}
+
 // call returns the answer to a request with a session's token, if any.
-func call(t *testing.T, method, url, body, token string) (*http.Response, string) {
+func call(t *testing.T, method, url, body, token string) answer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -83,29 +91,29 @@ func call(t *testing.T, method, url, body, token string) (*http.Response, string
 	if err != nil {
 		t.Fatal(err)
 	}
-	return response, string(text)
+	return answer{response.StatusCode, response.Header, string(text), response.Cookies()}
 }
 
 // want fails the test unless the answer has the status.
-func want(t *testing.T, status int, method, url, body, token string) (*http.Response, string) {
+func want(t *testing.T, status int, method, url, body, token string) answer {
 	t.Helper()
-	response, text := call(t, method, url, body, token)
-	if response.StatusCode != status {
-		t.Fatalf("%s %s is answered %d, not %d: %s", method, url, response.StatusCode, status, text)
+	got := call(t, method, url, body, token)
+	if got.code != status {
+		t.Fatalf("%s %s is answered %d, not %d: %s", method, url, got.code, status, got.body)
 	}
-	return response, text
+	return got
 }
 
 // login returns the token of a new session.
 func login(t *testing.T, url, token string) string {
 	t.Helper()
-	response, _ := want(t, http.StatusNoContent, "POST", url+"/login", ada, token)
-	for _, cookie := range response.Cookies() {
+	got := want(t, http.StatusNoContent, "POST", url+"/login", ada, token)
+	for _, cookie := range got.cookies {
 		if cookie.Name == sessionCookie && cookie.Secure && cookie.HttpOnly && cookie.SameSite == http.SameSiteLaxMode {
 			return cookie.Value
 		}
 	}
-	t.Fatalf("the login sets %v", response.Cookies())
+	t.Fatalf("the login sets %v", got.header["Set-Cookie"])
 	return ""
 }
 
@@ -118,8 +126,8 @@ func TestAccounts_Sessions(t *testing.T) {
 	want(t, http.StatusUnauthorized, "POST", url+"/login", adaWrong, "")
 
 	telephone, laptop := login(t, url, ""), login(t, url, "")
-	if _, body := want(t, http.StatusOK, "GET", url+"/me", "", telephone); !strings.Contains(body, `"name":"Ada","email":"ada@example.com"`) {
-		t.Errorf("me is %s", body)
+	if r := want(t, http.StatusOK, "GET", url+"/me", "", telephone); !strings.Contains(r.body, `"name":"Ada","email":"ada@example.com"`) {
+		t.Errorf("me is %s", r.body)
 	}
 
 	// A login ends the session that the browser came with.
@@ -127,8 +135,8 @@ func TestAccounts_Sessions(t *testing.T) {
 	want(t, http.StatusUnauthorized, "GET", url+"/me", "", telephone)
 	want(t, http.StatusOK, "GET", url+"/me", "", again)
 
-	response, _ := want(t, http.StatusNoContent, "POST", url+"/logout", "", again)
-	if c := response.Cookies(); len(c) != 1 || c[0].MaxAge >= 0 {
+	got := want(t, http.StatusNoContent, "POST", url+"/logout", "", again)
+	if c := got.cookies; len(c) != 1 || c[0].MaxAge >= 0 {
 		t.Errorf("the logout sets %v", c)
 	}
 	want(t, http.StatusUnauthorized, "GET", url+"/me", "", again)
@@ -149,8 +157,8 @@ func TestAccounts_LimitsAttempts(t *testing.T) {
 	for range 5 {
 		want(t, http.StatusUnauthorized, "POST", url+"/login", adaWrong, "")
 	}
-	response, _ := want(t, http.StatusTooManyRequests, "POST", url+"/login", ada, "")
-	if response.Header.Get("Retry-After") == "" {
+	got := want(t, http.StatusTooManyRequests, "POST", url+"/login", ada, "")
+	if got.header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
 }
@@ -159,21 +167,21 @@ func TestAccounts_CachesUsers(t *testing.T) {
 	t.Parallel()
 	redis := testenv.Redis(t)
 	url := start(t, redis)
-	_, created := want(t, http.StatusCreated, "POST", url+"/accounts", ada, "")
+	created := want(t, http.StatusCreated, "POST", url+"/accounts", ada, "")
 	token := login(t, url, "")
 	want(t, http.StatusOK, "GET", url+"/me", "", token)
 
 	client := redis.Open(t)
-	_, id, _ := strings.Cut(created, `"id":"`)
+	_, id, _ := strings.Cut(created.body, `"id":"`)
 	id, _, _ = strings.Cut(id, `"`)
 	key := "accounts-service:user:" + id
-	if got := client.Get(t.Context(), key).Val(); got != strings.TrimSpace(created) {
+	if got := client.Get(t.Context(), key).Val(); got != strings.TrimSpace(created.body) {
 		t.Errorf("the cache holds %q", got)
 	}
 	want(t, http.StatusBadRequest, "PATCH", url+"/me", `{"name":"two\nlines"}`, token)
 	want(t, http.StatusNoContent, "PATCH", url+"/me", `{"name":"Ada, Countess of Lovelace"}`, token)
-	if _, body := want(t, http.StatusOK, "GET", url+"/me", "", token); !strings.Contains(body, "Countess") {
-		t.Errorf("after the change me is %s", body)
+	if r := want(t, http.StatusOK, "GET", url+"/me", "", token); !strings.Contains(r.body, "Countess") {
+		t.Errorf("after the change me is %s", r.body)
 	}
 }
 
@@ -244,7 +252,7 @@ func TestAccounts_WithoutRedis(t *testing.T) {
 
 	redis.Restart()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if r, _ := call(t, "GET", url+"/health/redis", "", ""); r.StatusCode == http.StatusOK {
+		if r := call(t, "GET", url+"/health/redis", "", ""); r.code == http.StatusOK {
 			break // go-redis dials a server that was away once a second
 		}
 		if time.Now().After(deadline) {

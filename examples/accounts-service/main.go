@@ -69,7 +69,12 @@ func serve(ctx context.Context, addr string, handler http.Handler, logger *slog.
 	logger.Info("listening", "address", "http://"+listener.Addr().String())
 
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			failed <- err
+		}
+		close(failed)
+	}()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve: %w", err)
@@ -78,7 +83,5 @@ func serve(ctx context.Context, addr string, handler http.Handler, logger *slog.
 	logger.Info("stopping")
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	err = server.Shutdown(stopping)
-	<-failed // http.ErrServerClosed: nobody is accepted any more
-	return err
+	return errors.Join(server.Shutdown(stopping), <-failed)
 }

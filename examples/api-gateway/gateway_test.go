@@ -57,8 +57,15 @@ func start(t *testing.T, redis *testenv.RedisServer) (url string, stop func()) {
 	return url, stop
 }
 
+// answer is what came back.
+type answer struct {
+	code   int
+	header http.Header
+	body   string
+}
+
 // call returns the answer to a request, its body read.
-func call(t *testing.T, method, url, body string) (*http.Response, string) {
+func call(t *testing.T, method, url, body string) answer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -74,7 +81,7 @@ func call(t *testing.T, method, url, body string) (*http.Response, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return response, string(text)
+	return answer{response.StatusCode, response.Header, string(text)}
 }
 
 func TestGateway_CachesUsers(t *testing.T) {
@@ -82,11 +89,11 @@ func TestGateway_CachesUsers(t *testing.T) {
 	redis := testenv.Redis(t)
 	url, _ := start(t, redis)
 	for range 2 {
-		if r, body := call(t, "GET", url+"/users/123", ""); r.StatusCode != http.StatusOK || strings.TrimSpace(body) != `{"id":"123","name":"Ada Lovelace"}` {
-			t.Errorf("answered %d %s", r.StatusCode, body)
+		if r := call(t, "GET", url+"/users/123", ""); r.code != http.StatusOK || strings.TrimSpace(r.body) != `{"id":"123","name":"Ada Lovelace"}` {
+			t.Errorf("answered %d %s", r.code, r.body)
 		}
-		if r, _ := call(t, "GET", url+"/users/404", ""); r.StatusCode != http.StatusNotFound {
-			t.Errorf("an unknown user is answered %d", r.StatusCode)
+		if r := call(t, "GET", url+"/users/404", ""); r.code != http.StatusNotFound {
+			t.Errorf("an unknown user is answered %d", r.code)
 		}
 	}
 	client := redis.Open(t)
@@ -97,8 +104,8 @@ func TestGateway_CachesUsers(t *testing.T) {
 	if err := client.Set(t.Context(), "api-gateway:user:123", `{"id":"123","name":"from the cache"}`, time.Minute).Err(); err != nil {
 		t.Fatal(err)
 	}
-	if _, body := call(t, "GET", url+"/users/123", ""); !strings.Contains(body, "from the cache") {
-		t.Errorf("answered %s, which is not from the cache", body)
+	if r := call(t, "GET", url+"/users/123", ""); !strings.Contains(r.body, "from the cache") {
+		t.Errorf("answered %s, which is not from the cache", r.body)
 	}
 }
 
@@ -106,17 +113,17 @@ func TestGateway_LimitsCallers(t *testing.T) {
 	t.Parallel()
 	url, _ := start(t, testenv.Redis(t))
 	for i := range 100 {
-		if r, _ := call(t, "GET", url+"/users/123", ""); r.StatusCode != http.StatusOK {
-			t.Fatalf("request %d of 100 is answered %d", i+1, r.StatusCode)
+		if r := call(t, "GET", url+"/users/123", ""); r.code != http.StatusOK {
+			t.Fatalf("request %d of 100 is answered %d", i+1, r.code)
 		}
 	}
-	r, _ := call(t, "GET", url+"/users/123", "")
-	if r.StatusCode != http.StatusTooManyRequests || r.Header.Get("Retry-After") == "" ||
-		r.Header.Get("RateLimit-Limit") != "100" || r.Header.Get("RateLimit-Remaining") != "0" {
-		t.Errorf("request 101 is answered %d with %v", r.StatusCode, r.Header)
+	r := call(t, "GET", url+"/users/123", "")
+	if r.code != http.StatusTooManyRequests || r.header.Get("Retry-After") == "" ||
+		r.header.Get("RateLimit-Limit") != "100" || r.header.Get("RateLimit-Remaining") != "0" {
+		t.Errorf("request 101 is answered %d with %v", r.code, r.header)
 	}
-	if r, _ := call(t, "GET", url+"/health/redis", ""); r.StatusCode != http.StatusOK {
-		t.Errorf("health is limited too: %d", r.StatusCode)
+	if r := call(t, "GET", url+"/health/redis", ""); r.code != http.StatusOK {
+		t.Errorf("health is limited too: %d", r.code)
 	}
 }
 
@@ -138,11 +145,11 @@ func TestGateway_StreamsUpdates(t *testing.T) {
 	defer stream.Body.Close()
 	lines := bufio.NewScanner(stream.Body)
 
-	if r, body := call(t, "POST", here+"/appointments/a-17/status", `{"status":""}`); r.StatusCode != http.StatusBadRequest {
-		t.Errorf("no status is answered %d %s", r.StatusCode, body)
+	if r := call(t, "POST", here+"/appointments/a-17/status", `{"status":""}`); r.code != http.StatusBadRequest {
+		t.Errorf("no status is answered %d %s", r.code, r.body)
 	}
-	if r, body := call(t, "POST", here+"/appointments/a-17/status", `{"status":"confirmed","appointmentId":"another"}`); r.StatusCode != http.StatusAccepted {
-		t.Fatalf("answered %d %s", r.StatusCode, body)
+	if r := call(t, "POST", here+"/appointments/a-17/status", `{"status":"confirmed","appointmentId":"another"}`); r.code != http.StatusAccepted {
+		t.Fatalf("answered %d %s", r.code, r.body)
 	}
 	if !lines.Scan() || lines.Text() != "event: update" || !lines.Scan() {
 		t.Fatalf("the stream said %q", lines.Text())
@@ -168,8 +175,8 @@ func TestGateway_WithoutRedis(t *testing.T) {
 	t.Parallel()
 	redis := testenv.Redis(t)
 	url, _ := start(t, redis)
-	if r, body := call(t, "GET", url+"/health/redis", ""); r.StatusCode != http.StatusOK || !strings.Contains(body, `"status":"healthy"`) {
-		t.Errorf("healthy is answered %d %s", r.StatusCode, body)
+	if r := call(t, "GET", url+"/health/redis", ""); r.code != http.StatusOK || !strings.Contains(r.body, `"status":"healthy"`) {
+		t.Errorf("healthy is answered %d %s", r.code, r.body)
 	}
 
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/appointments/updates", nil)
@@ -185,12 +192,12 @@ func TestGateway_WithoutRedis(t *testing.T) {
 	lines := bufio.NewScanner(stream.Body)
 
 	redis.Kill()
-	if r, body := call(t, "GET", url+"/health/redis", ""); r.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `"status":"unhealthy"`) {
-		t.Errorf("without Redis, health is answered %d %s", r.StatusCode, body)
+	if r := call(t, "GET", url+"/health/redis", ""); r.code != http.StatusServiceUnavailable || !strings.Contains(r.body, `"status":"unhealthy"`) {
+		t.Errorf("without Redis, health is answered %d %s", r.code, r.body)
 	}
 	// Neither the limit nor the cache stops the service: that is what it chose.
-	if r, body := call(t, "GET", url+"/users/123", ""); r.StatusCode != http.StatusOK {
-		t.Errorf("without Redis, a lookup is answered %d %s", r.StatusCode, body)
+	if r := call(t, "GET", url+"/users/123", ""); r.code != http.StatusOK {
+		t.Errorf("without Redis, a lookup is answered %d %s", r.code, r.body)
 	}
 	redis.Restart()
 	if !lines.Scan() || lines.Text() != "event: gap" {
