@@ -52,11 +52,19 @@ func newCheckCommand(p cli.Process) *cobra.Command {
 		Long: `check prints the settings in effect, with secrets masked, and tries them: it
 loads the templates, asks Redis for its state, and connects and logs in to every
 SMTP provider. It changes nothing and sends no mail. It exits with 1 if
-anything would keep "worker run" from working or make Redis lose jobs.`,
+anything would keep "worker run" from working or make Redis lose jobs.
+
+With --acl it tries nothing and prints the Redis users that the programs need,
+with the least that each needs, as lines of an ACL file. QUEUE_NAMESPACE and the
+SERVICE_NAME of the service in question are filled in.`,
 		Args: cobra.NoArgs,
 	}
 	output := cli.AddOutput(cmd)
+	acl := cmd.Flags().Bool("acl", false, "print the Redis users that the programs need, and try nothing")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *acl {
+			return printACL(p, *output)
+		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), checkTimeout)
 		defer cancel()
 		var report checkReport
@@ -83,6 +91,18 @@ anything would keep "worker run" from working or make Redis lose jobs.`,
 		return nil
 	}
 	return cmd
+}
+
+func printACL(p cli.Process, output cli.Output) error {
+	cfg, err := config.Load(p.Environ, p.Dir)
+	if err != nil {
+		return &cli.UsageError{Err: err}
+	}
+	users := aclUsers(cfg, aclService(cfg))
+	if output == cli.JSON {
+		return cli.WriteJSON(p.Stdout, users)
+	}
+	return writeACL(p.Stdout, users)
 }
 
 func (r *checkReport) tryAll(ctx context.Context, cfg config.Config) {
