@@ -176,7 +176,7 @@ func TestCache_GetOrLoad_failedLoad(t *testing.T) {
 		{name: "error", load: func(context.Context) (any, error) { return nil, boom }, is: boom, text: "database", counted: true},
 		{name: "panic", load: func(context.Context) (any, error) { panic("oh no") }, text: "oh no", panics: true, counted: true},
 		{name: "panic with an error", load: func(context.Context) (any, error) { panic(boom) }, is: boom, text: "load_test.go", panics: true, counted: true},
-		{name: "panic(nil)", load: func(context.Context) (any, error) { panic(nil) }, text: "panic called with nil", panics: true, counted: true}, //nolint:govet // on purpose
+		{name: "panic(nil)", load: func(context.Context) (any, error) { panic(nil) }, text: "panic called with nil", panics: true, counted: true},
 		{name: "Goexit", load: func(context.Context) (any, error) { runtime.Goexit(); return nil, nil }, text: "Goexit", counted: true},
 		{name: "no JSON form", load: func(context.Context) (any, error) { return func() {}, nil }, text: "no JSON form"},
 	} {
@@ -396,7 +396,7 @@ func TestCache_GetOrLoad_renewsLock(t *testing.T) {
 			for renewals := 0; renewals < 4; {
 				left, err := observer.PTTL(ctx, c.Key("user", "k")).Result()
 				if err != nil || left <= 0 {
-					return 0, fmt.Errorf("the lock is gone: %v, %v", left, err)
+					return 0, errors.Join(fmt.Errorf("%v left of the lock", left), err)
 				}
 				if left > last {
 					renewals++
