@@ -330,7 +330,7 @@ func (s summary) print(w io.Writer, output cli.Output) error {
 	if output == cli.JSON {
 		return cli.WriteJSON(w, s)
 	}
-	text := fmt.Sprintf("sent %d, duplicates %d, rejected %d", s.Enqueued, s.Duplicates, s.Rejected)
+	text := fmt.Sprintf("enqueued %d, duplicates %d, rejected %d", s.Enqueued, s.Duplicates, s.Rejected)
 	if s.DryRun {
 		text = fmt.Sprintf("nothing sent (dry run): good %d, rejected %d", s.Enqueued, s.Rejected)
 	}
