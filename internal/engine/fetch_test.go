@@ -95,7 +95,7 @@ func (c *capture) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			return next(ctx, cmd)
 		}
 		if cmd.Name() == "evalsha" {
-			err := noScript("NOSCRIPT No matching script.")
+			err := noScriptError("NOSCRIPT No matching script.")
 			cmd.SetErr(err)
 			return err
 		}
@@ -107,10 +107,10 @@ func (c *capture) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-type noScript string
+type noScriptError string
 
-func (e noScript) Error() string { return string(e) }
-func (noScript) RedisError()     {}
+func (e noScriptError) Error() string { return string(e) }
+func (noScriptError) RedisError()     {}
 
 // What one call of ours does to every key is what as many calls of asynq's do,
 // over random histories.
@@ -353,17 +353,17 @@ func TestIsFetch(t *testing.T) {
 
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	for _, err := range []error{nil, redis.Nil, noScript("NOSCRIPT no"), noScript("NOT FOUND")} {
+	for _, err := range []error{nil, redis.Nil, noScriptError("NOSCRIPT no"), noScriptError("NOT FOUND")} {
 		if outage(err) {
 			t.Errorf("%v is taken for an outage", err)
 		}
 	}
-	for _, err := range []error{errors.New("dial tcp: refused"), noScript("OOM command not allowed"), noScript("READONLY You can't write")} {
+	for _, err := range []error{errors.New("dial tcp: refused"), noScriptError("OOM command not allowed"), noScriptError("READONLY You can't write")} {
 		if !outage(err) {
 			t.Errorf("%v is not taken for an outage", err)
 		}
 	}
-	if !strings.HasPrefix(noScript("NOSCRIPT no").Error(), "NOSCRIPT") {
+	if !strings.HasPrefix(noScriptError("NOSCRIPT no").Error(), "NOSCRIPT") {
 		t.Error("the test's own error has another text")
 	}
 }
