@@ -130,8 +130,9 @@ func (c *Client) ConnOpt(name string) ConnOpt { return ConnOpt{client: c, name: 
 // MakeRedisClient returns a new redis.UniversalClient.
 func (o ConnOpt) MakeRedisClient() any { return o.client.Dedicated(o.name) }
 
-// Health asks for a PING, for at most 10 s or until ctx ends. Its error is a
-// *[ConnError].
+// Health asks for a PING, for at most 10 s or until ctx ends. In a cluster the
+// answer of one node is enough: the slots of another may have no master at that
+// moment. Its error is a *[ConnError].
 func (c *Client) Health(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc

@@ -182,6 +182,35 @@ func TestOpen_errorSaysWhatWhyAndWhatToSet(t *testing.T) {
 	}
 }
 
+// Sentinels and data servers have users of their own, and the error says whose
+// password is wrong.
+func TestOpen_errorTellsSentinelsFromServers(t *testing.T) {
+	t.Parallel()
+	set := testenv.Sentinel(t)
+	for _, tt := range []struct {
+		name   string
+		change func(*rediskit.Config)
+		want   string
+	}{
+		{"sentinels' password", func(c *rediskit.Config) { c.SentinelPassword = "s3cret" }, "REDIS_SENTINEL_PASSWORD"},
+		{"no login for the sentinels", func(c *rediskit.Config) { c.SentinelUsername, c.SentinelPassword = "", "" }, "REDIS_SENTINEL_PASSWORD"},
+		{"password of the servers", func(c *rediskit.Config) { c.Password = "s3cret" }, "REDIS_PASSWORD"},
+		{"name of the master", func(c *rediskit.Config) { c.Master = "other" }, "REDIS_MASTER_NAME"},
+	} {
+		cfg := set.Config()
+		tt.change(&cfg)
+		client, err := rediskit.Open(t.Context(), cfg)
+		if err == nil {
+			_ = client.Close()
+			t.Errorf("%s: connected", tt.name)
+			continue
+		}
+		if !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v, want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
 func TestOpen_badFiles(t *testing.T) {
 	t.Parallel()
 	notPEM := filepath.Join(t.TempDir(), "ca.pem")

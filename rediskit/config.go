@@ -107,7 +107,8 @@ type Config struct {
 
 	// Service is the name of the program that owns the keys made by [Client.Key]:
 	// 1 to 63 lower-case letters, digits, - and _, beginning with a letter. Two
-	// services with one name share keys. Default: none, which only programs that
+	// services with one name share keys; "asynq" is refused and "postroom" is the
+	// worker's, because the queues' keys begin so. Default: none, which only programs that
 	// keep nothing of their own in Redis can use: cache, pub/sub, rate limits and
 	// sessions refuse such a client.
 	Service string
@@ -246,6 +247,9 @@ func (c Config) validateTarget() error {
 	}
 	if c.Service != "" && !serviceName.MatchString(c.Service) {
 		bad("service name must be 1 to 63 lower-case letters, digits, - and _, beginning with a letter")
+	}
+	if c.Service == "asynq" {
+		bad("service name asynq: the keys of the queues begin with it")
 	}
 	return errors.Join(errs...)
 }

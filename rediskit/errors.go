@@ -34,6 +34,7 @@ func (e *ConnError) Unwrap() error { return e.Err }
 const (
 	hintAddr   = "check REDIS_URL, or REDIS_HOST and REDIS_PORT"
 	hintLogin  = "check the user and password in REDIS_URL, or REDIS_USERNAME and REDIS_PASSWORD"
+	hintWatch  = "check REDIS_SENTINEL_USERNAME and REDIS_SENTINEL_PASSWORD: the sentinels have users of their own"
 	hintCA     = "set REDIS_CA_FILE to the authority that signed the server's certificate"
 	hintHost   = "connect with the name that the certificate is for (REDIS_URL or REDIS_HOST)"
 	hintClient = "set REDIS_CERT_FILE and REDIS_KEY_FILE to a client certificate that the server accepts"
@@ -127,6 +128,13 @@ func (c Config) diagnoseReply(err error) (reason, hint string) {
 		return "", ""
 	}
 	text := reply.Error()
+	if c.Master != "" && strings.Contains(err.Error(), "all sentinels") {
+		for _, refused := range []string{"WRONGPASS", "NOAUTH", "NOPERM"} {
+			if strings.Contains(text, refused) {
+				return "the sentinels refuse the log-in (" + refused + ")", hintWatch
+			}
+		}
+	}
 	for _, known := range []struct{ sign, reason, hint string }{
 		{"WRONGPASS", "wrong user name or password (WRONGPASS), or the user is disabled", hintLogin},
 		{"invalid password", "wrong password", hintLogin},

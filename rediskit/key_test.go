@@ -45,7 +45,7 @@ func TestClient_Key(t *testing.T) {
 
 func TestConfig_Validate_service(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"a:b", "A", "{a}", "1a", "a b", "-", strings.Repeat("a", 64)} {
+	for _, name := range []string{"a:b", "A", "{a}", "1a", "a b", "-", "asynq", strings.Repeat("a", 64)} {
 		if err := (rediskit.Config{Service: name}).Validate(); err == nil {
 			t.Errorf("service %q is accepted", name)
 		}
