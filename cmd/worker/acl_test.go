@@ -292,7 +292,7 @@ func TestACL_refusesTheRest(t *testing.T) {
 		client := as(t, srv.Config(), user)
 		for _, command := range commands {
 			var args []any
-			for _, word := range strings.Fields(command) {
+			for word := range strings.FieldsSeq(command) {
 				args = append(args, word)
 			}
 			err := client.Do(t.Context(), args...).Err()
