@@ -21,18 +21,34 @@ import (
 	"github.com/medicalink/postroom/templates"
 )
 
+// TestMain removes what the tests built.
+func TestMain(m *testing.M) {
+	m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+}
+
+// built is where the binaries are once a test has asked for them.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
 // binaries builds worker and enqueue once for all tests of the package.
-var binaries = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "postroom-bin-")
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.Command("go", "build", "-o", dir, "github.com/medicalink/postroom/cmd/...")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the binaries: %w\n%s", err, out)
-	}
-	return dir, nil
-})
+func binaries() (string, error) {
+	built.once.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "postroom-bin-"); built.err != nil {
+			return
+		}
+		cmd := exec.Command("go", "build", "-o", built.dir, "github.com/medicalink/postroom/cmd/...")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("build the binaries: %w\n%s", err, out)
+		}
+	})
+	return built.dir, built.err
+}
 
 type fleet struct {
 	redis *testenv.RedisServer
