@@ -199,7 +199,8 @@ func TestLimiter_concurrentCallers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			testenv.EachRedis(t, func(t *testing.T, client *rediskit.Client) {
-				tt.cfg.Timeout = 30 * time.Second // no decision may be lost, however busy the machine
+				cfg := tt.cfg
+				cfg.Timeout = 30 * time.Second // no decision may be lost, however busy the machine
 				second, err := rediskit.Open(t.Context(), client.Config())
 				if err != nil {
 					t.Fatal(err)
@@ -207,14 +208,14 @@ func TestLimiter_concurrentCallers(t *testing.T) {
 				defer func() { _ = second.Close() }()
 				var mu sync.Mutex
 				admitted := map[string][]int64{}
-				limiters := []*Limiter{newLimiter(t, client, tt.cfg), newLimiter(t, second, tt.cfg)}
+				limiters := []*Limiter{newLimiter(t, client, cfg), newLimiter(t, second, cfg)}
 				var wg sync.WaitGroup
 				for c := range callers {
 					wg.Go(func() {
 						for i := range calls {
 							key := fmt.Sprintf("%s-%d", tt.name, (c+i)%keys)
 							n := 1 + (c+i)%2
-							if tt.cfg.Burst == 1 {
+							if cfg.Burst == 1 {
 								n = 1
 							}
 							result, err := limiters[c%2].AllowN(t.Context(), key, limit, window, n)
