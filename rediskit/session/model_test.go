@@ -13,12 +13,15 @@ import (
 	"github.com/medicalink/postroom/rediskit/session"
 )
 
+// runs makes the users of one run of the model strangers to those of another,
+// which -count may put on the same server.
+var runs atomic.Int64
+
 // Any sequence of calls leaves the sessions that a plain map says. One server
 // does: the topologies have no part in the logic.
 func TestStore_model(t *testing.T) {
 	t.Parallel()
 	store := newStore[login](t, client, config)
-	var runs atomic.Int64
 	rapid.Check(t, func(rt *rapid.T) {
 		ctx, run := t.Context(), runs.Add(1)
 		type known struct{ user, role string }
