@@ -18,7 +18,13 @@ import (
 type progress struct {
 	bar     *progressbar.ProgressBar
 	started time.Time
+	drawn   time.Time // when the bar was drawn last
+	offset  int64
+	records int
 }
+
+// redraw is the least time between two drawings. The bar's own throttle would also swallow the last state.
+const redraw = 100 * time.Millisecond
 
 // newProgress returns nil unless standard error is a terminal that can redraw a line. size is the
 // input's length in bytes, or -1.
@@ -38,7 +44,6 @@ func newProgress(p cli.Process, size int64) *progress {
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionSetElapsedTime(true),
 			progressbar.OptionShowDescriptionAtLineEnd(),
-			progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionUseANSICodes(true),
 			progressbar.OptionSetSpinnerChangeInterval(0), // else a goroutine of its own turns it
 		),
@@ -51,9 +56,17 @@ func (p *progress) set(offset int64, records int) {
 	if p == nil {
 		return
 	}
-	perSecond := float64(records) / max(time.Since(p.started).Seconds(), 0.001)
-	p.bar.Describe(fmt.Sprintf("%d done, %.0f/s", records, perSecond))
-	_ = p.bar.Set64(offset) // it can only fail to be drawn
+	p.offset, p.records = offset, records
+	if time.Since(p.drawn) >= redraw {
+		p.draw()
+	}
+}
+
+func (p *progress) draw() {
+	p.drawn = time.Now()
+	perSecond := float64(p.records) / max(time.Since(p.started).Seconds(), 0.001)
+	p.bar.Describe(fmt.Sprintf("%d done, %.0f/s", p.records, perSecond))
+	_ = p.bar.Set64(p.offset) // it can only fail to be drawn
 }
 
 // clear takes the bar off the screen, so that a line can be printed in its place.
@@ -63,9 +76,10 @@ func (p *progress) clear() {
 	}
 }
 
-// finish leaves the bar as it is and goes on below it.
+// finish leaves the bar with its last state and goes on below it.
 func (p *progress) finish(w io.Writer) {
 	if p != nil {
+		p.draw()
 		fmt.Fprintln(w)
 	}
 }
