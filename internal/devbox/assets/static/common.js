@@ -84,6 +84,15 @@ export function toast(text, link) {
   toastTimer = setTimeout(() => ($("toast").hidden = true), 6000);
 }
 
+// Shows a document in a frame, or nothing. A frame that is sent elsewhere leaves an entry in the window's
+// history, and Back would go there first; a new frame leaves none.
+export function show(frame, src) {
+  const fresh = frame.cloneNode();
+  if (src) fresh.src = src;
+  else fresh.removeAttribute("src");
+  frame.replaceWith(fresh);
+}
+
 export function navCount(n) {
   $("nav-count").hidden = n === 0;
   $("nav-count").textContent = n > 999 ? "999+" : String(n);

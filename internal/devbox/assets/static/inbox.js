@@ -1,4 +1,4 @@
-import { $, api, bytes, el, live, navCount, plural, serial, tabs, toast } from "./common.js";
+import { $, api, bytes, el, live, navCount, plural, serial, show, tabs, toast } from "./common.js";
 
 const step = 200;
 const wide = matchMedia("(min-width: 900px)");
@@ -161,8 +161,7 @@ function open(m) {
 
   $("remote").hidden = m.remote === 0;
   $("remote").textContent = `${plural(m.remote, "thing", "things")} from other servers ${m.remote === 1 ? "is" : "are"} not loaded here: images, fonts or styles that a reader's mail program would ask for.`;
-  if (m.has_html) $("html").src = `/api/messages/${m.id}/html`;
-  else $("html").removeAttribute("src");
+  show($("html"), m.has_html && `/api/messages/${m.id}/html`);
   $("text").textContent = m.text;
   $("headers").replaceChildren(...m.headers.map((h) => el("tr", {}, el("th", { scope: "row" }, h.name), el("td", {}, h.value))));
   $("source").textContent = "";

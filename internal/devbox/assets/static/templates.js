@@ -1,4 +1,4 @@
-import { $, api, bytes, el, live, navCount, plural, post, serial, tabs, toast } from "./common.js";
+import { $, api, bytes, el, live, navCount, plural, post, serial, show, tabs, toast } from "./common.js";
 
 let all = []; // templates as the server lists them
 let current = null; // the chosen template's name
@@ -58,7 +58,7 @@ async function render() {
     $("subject").textContent = m.subject;
     $("text").textContent = m.text;
     $("source").textContent = m.source;
-    if ($("html").getAttribute("src") !== m.frame) $("html").src = m.frame;
+    if ($("html").getAttribute("src") !== m.frame) show($("html"), m.frame);
     $("facts").textContent = bytes(m.size) + (m.remote > 0 ? ` · ${plural(m.remote, "remote thing", "remote things")} not loaded` : "");
     $("render-error").hidden = true;
     $("panel-html").dataset.stale = "no";
