@@ -12,6 +12,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
+
+	"github.com/medicalink/postroom/internal/testenv"
 )
 
 // numbered yields n messages, or endlessly many for a negative n, and counts
@@ -128,7 +130,7 @@ func TestProducer_EnqueueMany_BreakLeavesNothing(t *testing.T) {
 				break
 			}
 		}
-		goleak.VerifyNone(t, before)
+		goleak.VerifyNone(t, before, testenv.IgnorePools())
 	}
 	// The same with a consumer that panics.
 	func() {
@@ -138,7 +140,7 @@ func TestProducer_EnqueueMany_BreakLeavesNothing(t *testing.T) {
 			panic("consumer")
 		}
 	}()
-	goleak.VerifyNone(t, before)
+	goleak.VerifyNone(t, before, testenv.IgnorePools())
 }
 
 func TestProducer_EnqueueMany_Cancel(t *testing.T) {

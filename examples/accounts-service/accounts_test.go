@@ -22,7 +22,7 @@ import (
 	"github.com/medicalink/postroom/templates"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.IgnorePools()) }
 
 const (
 	ada      = `{"email":"Ada@example.com","password":"analytical engine","name":"Ada"}`

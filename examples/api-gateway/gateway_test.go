@@ -16,7 +16,7 @@ import (
 	"github.com/medicalink/postroom/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.IgnorePools()) }
 
 // start runs the program as main does and returns its address and how to end it.
 func start(t *testing.T, redis *testenv.RedisServer) (url string, stop func()) {

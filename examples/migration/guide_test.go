@@ -17,7 +17,7 @@ import (
 // shared is the client of the Examples, whose service is api-gateway.
 var shared *rediskit.Client
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(withRedis{m}) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(withRedis{m}, testenv.IgnorePools()) }
 
 // withRedis runs the tests beside a server that the environment names.
 type withRedis struct{ m *testing.M }

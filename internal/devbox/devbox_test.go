@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/medicalink/postroom/internal/testenv"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/tasks"
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(childMode); mode != "" {
 		os.Exit(child(mode))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, testenv.IgnorePools())
 }
 
 func child(mode string) int {

@@ -17,7 +17,7 @@ import (
 	"github.com/medicalink/postroom/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.IgnorePools()) }
 
 const queue = "email:default"
 

@@ -16,7 +16,7 @@ import (
 	"github.com/medicalink/postroom/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, testenv.IgnorePools()) }
 
 // fixture is two processes that share one Redis.
 type fixture struct {

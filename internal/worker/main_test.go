@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(testenv.Main(m))
+	goleak.VerifyTestMain(testenv.Main(m), testenv.IgnorePools())
 }
 
 // quick is a worker whose clocks are short enough for a test.

@@ -15,7 +15,9 @@ import (
 // client is what the Examples and benchmarks use: the service is api-gateway.
 var client *rediskit.Client
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(withExamples{testenv.Main(m)}) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(withExamples{testenv.Main(m)}, testenv.IgnorePools())
+}
 
 // withExamples runs the tests while the Examples' server is up.
 type withExamples struct{ m interface{ Run() int } }

@@ -9,4 +9,4 @@ import (
 )
 
 // Every subscription that a test opened has ended with its goroutines.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main(m)) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main(m), testenv.IgnorePools()) }

@@ -8,4 +8,4 @@ import (
 	"github.com/medicalink/postroom/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main(m)) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main(m), testenv.IgnorePools()) }
