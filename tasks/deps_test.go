@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// A service that enqueues compiles asynq, go-redis and what these two need, and
-// nothing else: no SMTP client, no templates, no dashboard, no logger.
+// A service that enqueues compiles asynq, go-redis and what these two need, the
+// names of the workers' markers, and nothing else: no SMTP client, no templates, no dashboard, no logger.
 func TestDependencies(t *testing.T) {
 	t.Parallel()
 	const self = "github.com/medicalink/postroom/tasks"
@@ -27,6 +27,7 @@ func TestDependencies(t *testing.T) {
 		return found
 	}
 	allowed := list("github.com/hibiken/asynq", "github.com/redis/go-redis/v9")
+	allowed["github.com/medicalink/postroom/internal/wake"] = true
 	got := list(self)
 	if !got["github.com/hibiken/asynq"] || !got[self] {
 		t.Fatalf("go list does not see the package: %q", slices.Sorted(maps.Keys(got)))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -25,6 +26,12 @@ func newRecord(r Receipt, confirmed bool) record {
 	return record{ID: r.ID, Queue: r.Queue, EnqueuedAt: r.EnqueuedAt.UTC(), ProcessAt: r.ProcessAt.UTC(), State: r.State, Confirmed: confirmed}
 }
 
+// encode returns what Redis keeps. Nothing in a record can fail to become JSON.
+func (r record) encode() []byte {
+	value, _ := json.Marshal(r)
+	return value
+}
+
 // duplicate returns the receipt for a call that came second.
 func (r record) duplicate() Receipt {
 	return Receipt{ID: r.ID, Queue: r.Queue, State: r.State, EnqueuedAt: r.EnqueuedAt, ProcessAt: r.ProcessAt, Duplicate: true}
@@ -36,87 +43,151 @@ func (p *Producer) recordKey(key string) string {
 	return fmt.Sprintf("postroom:idempotency:{%s:%s:%s:%s}", p.namespace, p.service, TypeEmail, hashKey(key))
 }
 
-// enqueueOnce is enqueue for a job with an idempotency key: see the package
-// comment for the states.
-func (p *Producer) enqueueOnce(ctx context.Context, j job) (Receipt, error) {
-	key := p.recordKey(j.key)
-	found, err := p.claim(ctx, key, newRecord(j.receipt(), false), j.window())
-	if err != nil {
-		return Receipt{}, fmt.Errorf("enqueue email: claim idempotency key: %w", err)
-	}
-	if found.Confirmed {
-		return found.duplicate(), nil
-	}
-	claimed := found.ID == j.id
-	j.id, j.queue = found.ID, found.Queue
-	receipt, taken, err := p.enqueue(ctx, j)
-	if err != nil {
-		return Receipt{}, err
-	}
-	if taken {
-		receipt = p.whose(j, claimed)
-	}
-	p.confirm(ctx, key, newRecord(receipt, true), j.window())
-	return receipt, nil
-}
-
-// claim returns the record at key, which is mine if there was none.
-func (p *Producer) claim(ctx context.Context, key string, mine record, ttl time.Duration) (record, error) {
-	value, err := json.Marshal(mine)
-	if err != nil {
-		return record{}, err
-	}
+// claim writes the record of each job's key, unless there is one. The job of a
+// key that is confirmed is settled; one that takes over an unconfirmed key gets
+// the id and the queue of its record, in which a job may already be.
+func (p *Producer) claim(ctx context.Context, jobs []*job) {
 	// A record can expire between the two commands, so the first is tried again.
 	for range 3 {
-		set, err := p.rdb.SetNX(ctx, key, value, ttl).Result()
-		if err != nil {
-			return record{}, err
+		if len(jobs) == 0 {
+			return
 		}
-		if set {
-			return mine, nil
-		}
-		raw, err := p.rdb.Get(ctx, key).Bytes()
-		if errors.Is(err, redis.Nil) {
-			continue
-		}
-		if err != nil {
-			return record{}, err
-		}
-		var found record
-		if err := json.Unmarshal(raw, &found); err != nil || found.ID == "" || found.Queue == "" {
-			return record{}, fmt.Errorf("the record at %s cannot be read: delete it to accept the key again", key)
-		}
-		return found, nil
+		jobs = p.readRecords(ctx, p.writeRecords(ctx, jobs))
 	}
-	return record{}, errors.New("the record expires at once: check the clock and the memory policy of Redis")
+	for _, j := range jobs {
+		j.refuseClaim(errors.New("the record expires at once: check the clock and the memory policy of Redis"))
+	}
 }
 
-// whose returns the receipt for a j whose id was taken: j's own if a reply of
-// this call was lost, and otherwise that of the call that enqueued the job.
-func (p *Producer) whose(j job, claimed bool) Receipt {
-	receipt := j.receipt()
-	receipt.Duplicate = !claimed
+func (j *job) refuseClaim(err error) { j.refuse(fmt.Errorf("claim idempotency key: %w", err)) }
+
+// writeRecords returns the jobs whose keys have a record already.
+func (p *Producer) writeRecords(ctx context.Context, jobs []*job) (found []*job) {
+	pipe := p.rdb.Pipeline()
+	cmds := make([]*redis.BoolCmd, len(jobs))
+	for i, j := range jobs {
+		cmds[i] = pipe.SetNX(ctx, p.recordKey(j.key), newRecord(j.receipt(), false).encode(), j.window())
+	}
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	for i, j := range jobs {
+		set, err := cmds[i].Result()
+		switch {
+		case err != nil:
+			j.refuseClaim(err)
+		case set:
+			j.claimed = true
+		default:
+			found = append(found, j)
+		}
+	}
+	return found
+}
+
+// readRecords reads what writeRecords found, and returns the jobs whose record is
+// gone since.
+func (p *Producer) readRecords(ctx context.Context, jobs []*job) (gone []*job) {
+	if len(jobs) == 0 {
+		return nil
+	}
+	pipe := p.rdb.Pipeline()
+	cmds := make([]*redis.StringCmd, len(jobs))
+	for i, j := range jobs {
+		cmds[i] = pipe.Get(ctx, p.recordKey(j.key))
+	}
+	_, _ = pipe.Exec(ctx) // each command has its own error
+	for i, j := range jobs {
+		raw, err := cmds[i].Bytes()
+		var r record
+		switch {
+		case errors.Is(err, redis.Nil):
+			gone = append(gone, j)
+		case err != nil:
+			j.refuseClaim(err)
+		case json.Unmarshal(raw, &r) != nil || r.ID == "" || r.Queue == "":
+			j.refuseClaim(fmt.Errorf("the record at %s cannot be read: delete it to accept the key again", p.recordKey(j.key)))
+		case r.Confirmed:
+			j.confirmed = true
+			j.accept(r.duplicate())
+		case r.ID == j.id:
+			j.claimed = true // written by a command whose answer was lost
+		default:
+			j.id, j.queue = r.ID, r.Queue
+			if err := p.catch(j); err != nil {
+				j.refuse(err)
+			}
+		}
+	}
+	return gone
+}
+
+// resolve settles the jobs whose id was taken. A job without a key has an id of
+// its own: go-redis repeated a script whose answer was lost, and the repetition
+// found the job of the first.
+func (p *Producer) resolve(ctx context.Context, jobs, taken []*job) {
+	made := make(map[string]*job)
+	for _, j := range jobs {
+		if j.key != "" && j.settled && j.result.Err == nil && !j.result.Receipt.Duplicate {
+			made[j.result.Receipt.ID] = j
+		}
+	}
+	lookUp := true
+	for _, j := range taken {
+		switch first, ok := made[j.id]; {
+		case j.key == "":
+			j.accept(j.receipt())
+		case ok && first.result.Receipt.Queue == j.queue:
+			r := first.result.Receipt
+			r.Duplicate = true
+			j.accept(r)
+		default:
+			receipt := j.receipt()
+			receipt.Duplicate = !j.claimed
+			if lookUp && ctx.Err() == nil {
+				lookUp = p.look(j, &receipt)
+			}
+			j.accept(receipt)
+			if !receipt.Duplicate {
+				made[j.id] = j
+			}
+		}
+	}
+}
+
+// look corrects the receipt of a j whose id was taken: it is j's own if a reply of
+// this call was lost, and otherwise that of the call that enqueued the job. It
+// reports whether Redis answered; the job was there a moment ago, which is all
+// that matters.
+func (p *Producer) look(j *job, receipt *Receipt) bool {
 	info, err := p.inspector.GetTaskInfo(j.queue, j.id)
 	if err != nil {
-		// The job was there a moment ago, which is all that matters.
-		return receipt
+		return errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound)
 	}
 	enqueuedAt, err := time.Parse(time.RFC3339Nano, info.Headers[HeaderEnqueuedAt])
 	if err != nil {
-		return receipt
+		return true
 	}
 	receipt.Duplicate = !enqueuedAt.Equal(j.enqueuedAt)
 	receipt.EnqueuedAt, receipt.ProcessAt, receipt.State = enqueuedAt, enqueuedAt, StatePending
 	if processAt, err := time.Parse(time.RFC3339Nano, info.Headers[HeaderProcessAt]); err == nil {
 		receipt.ProcessAt, receipt.State = processAt, StateScheduled
 	}
-	return receipt
+	return true
 }
 
-// confirm notes that the job is in its queue. A failure costs nothing: the next
+// confirm notes that jobs are in their queues. A failure costs nothing: the next
 // call with the key finds the id taken.
-func (p *Producer) confirm(ctx context.Context, key string, r record, ttl time.Duration) {
-	if value, err := json.Marshal(r); err == nil {
-		_ = p.rdb.Set(ctx, key, value, ttl).Err()
+func (p *Producer) confirm(ctx context.Context, jobs []*job) {
+	var pipe redis.Pipeliner
+	for _, j := range jobs {
+		if j.result.Err != nil || j.confirmed {
+			continue
+		}
+		if pipe == nil {
+			pipe = p.rdb.Pipeline()
+		}
+		pipe.Set(ctx, p.recordKey(j.key), newRecord(j.result.Receipt, true).encode(), j.window())
+	}
+	if pipe != nil {
+		_, _ = pipe.Exec(ctx)
 	}
 }

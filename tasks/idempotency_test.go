@@ -108,7 +108,7 @@ func TestProducer_IdempotencyKey_DiedBeforeEnqueue(t *testing.T) {
 	t.Parallel()
 	p := setup(t)
 	dead := record{ID: "01940000-0000-7000-8000-000000000000", Queue: EmailQueue(p.namespace, Critical), EnqueuedAt: time.Now().Add(-time.Minute)}
-	if _, err := p.claim(t.Context(), p.recordKey("k"), dead, time.Hour); err != nil {
+	if err := p.rdb.Set(t.Context(), p.recordKey("k"), dead.encode(), time.Hour).Err(); err != nil {
 		t.Fatal(err)
 	}
 	// The id may be in that queue by now, so the job goes there and nowhere else.
@@ -304,10 +304,22 @@ type pausingClient struct {
 	claimed func()
 }
 
-func (c pausingClient) SetNX(ctx context.Context, key string, value any, ttl time.Duration) *redis.BoolCmd {
-	cmd := c.UniversalClient.SetNX(ctx, key, value, ttl)
-	c.claimed()
-	return cmd
+func (c pausingClient) Pipeline() redis.Pipeliner {
+	return pausingPipeline{c.UniversalClient.Pipeline(), c.claimed}
+}
+
+type pausingPipeline struct {
+	redis.Pipeliner
+
+	claimed func()
+}
+
+func (p pausingPipeline) Exec(ctx context.Context) ([]redis.Cmder, error) {
+	cmds, err := p.Pipeliner.Exec(ctx)
+	if len(cmds) > 0 && cmds[0].Name() == "set" && strings.Contains(cmds[0].String(), " nx") {
+		p.claimed()
+	}
+	return cmds, err
 }
 
 // Another call took the record over while this one was between claim and

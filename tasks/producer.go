@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
@@ -43,16 +42,12 @@ type Receipt struct {
 	Duplicate bool `json:"duplicate"`
 }
 
-// republish is how often a producer announces a queue that it uses. asynq does
-// it once in a client's life, so that a queue stays invisible to dashboards
-// after a flush or a failover that lost the announcement.
-const republish = 30 * time.Second
-
 // A Producer puts jobs into Redis. It is safe for use by many goroutines, and
 // owns neither the connection nor any goroutine, so there is nothing to close.
 type Producer struct {
 	rdb       redis.UniversalClient
-	client    *asynq.Client
+	composer  *asynq.Client // has no Redis: see catch
+	client    *asynq.Client // for jobs that the composer does not understand
 	inspector *asynq.Inspector
 	service   string
 	namespace string
@@ -94,6 +89,7 @@ func NewProducer(rdb redis.UniversalClient, opts ...ProducerOption) (*Producer, 
 	}
 	p := &Producer{
 		rdb:       rdb,
+		composer:  asynq.NewClientFromRedisClient(composing{}),
 		client:    asynq.NewClientFromRedisClient(observedClient{rdb}),
 		inspector: asynq.NewInspectorFromRedisClient(rdb),
 		now:       time.Now,
@@ -120,45 +116,28 @@ func (p *Producer) SendEmail(ctx context.Context, email Email, opts ...Option) (
 	if err := ctx.Err(); err != nil {
 		return Receipt{}, fmt.Errorf("enqueue email: %w", err)
 	}
-	plan, bad := makePlan(opts, email.Class, p.namespace, p.now().UTC().Round(0))
-	if err := errors.Join(append(bad, email.check())...); err != nil {
-		return Receipt{}, fmt.Errorf("validate email: %w", err)
-	}
-	if email.Class == "" {
-		email.Class = ClassTransactional
-	}
-	payload, err := email.encode()
+	j, err := p.compose(ctx, email, opts)
 	if err != nil {
-		return Receipt{}, fmt.Errorf("validate email: %w", err)
+		return Receipt{}, err
 	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return Receipt{}, fmt.Errorf("make job id: %w", err)
-	}
-	j := job{plan: plan, id: id.String(), payload: payload, headers: p.headers(ctx, email, plan)}
-	if plan.key == "" {
-		receipt, _, err := p.enqueue(ctx, j)
-		return receipt, err
-	}
-	return p.enqueueOnce(ctx, j)
+	p.deliver(ctx, []*job{j})
+	return j.result.Receipt, j.result.Err
 }
 
-// A job is what goes into Redis.
-type job struct {
-	plan
-
-	id      string
-	payload []byte
-	headers map[string]string
-}
-
-// receipt returns the receipt of j, made by this call.
-func (j job) receipt() Receipt {
-	r := Receipt{ID: j.id, Queue: j.queue, State: StatePending, EnqueuedAt: j.enqueuedAt, ProcessAt: j.processAt}
-	if j.delayed() {
-		r.State = StateScheduled
+// deliver settles jobs, in as few round trips as there are phases: claim the
+// idempotency keys, enqueue, confirm the keys.
+func (p *Producer) deliver(ctx context.Context, jobs []*job) {
+	var keyed []*job
+	for _, j := range jobs {
+		if j.key != "" {
+			keyed = append(keyed, j)
+		}
 	}
-	return r
+	p.claim(ctx, keyed)
+	if taken := p.enqueue(ctx, jobs); len(taken) > 0 {
+		p.resolve(ctx, jobs, taken)
+	}
+	p.confirm(ctx, keyed)
 }
 
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
@@ -194,82 +173,4 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 func hashKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(sum[:])
-}
-
-// enqueue puts j into Redis. taken reports that a job with j's id was there
-// already.
-func (p *Producer) enqueue(ctx context.Context, j job) (receipt Receipt, taken bool, err error) {
-	if err := p.announce(ctx, j.queue); err != nil {
-		return Receipt{}, false, fmt.Errorf("enqueue email: announce queue: %w", err)
-	}
-	opts := []asynq.Option{
-		asynq.TaskID(j.id), asynq.Queue(j.queue), asynq.MaxRetry(j.maxRetry),
-		asynq.Timeout(j.timeout), asynq.Retention(j.retention),
-	}
-	if j.delayed() {
-		opts = append(opts, asynq.ProcessAt(j.processAt))
-	}
-	var seen observation
-	_, err = p.client.EnqueueContext(context.WithValue(ctx, observationKey{}, &seen), asynq.NewTaskWithHeaders(TypeEmail, j.payload, j.headers), opts...)
-	switch {
-	case err == nil:
-		return j.receipt(), false, nil
-	case errors.Is(err, asynq.ErrTaskIDConflict):
-		// go-redis repeats a script whose reply was lost, and the repetition
-		// finds the job of the first.
-		return j.receipt(), true, nil
-	case seen.err == nil:
-		return Receipt{}, false, fmt.Errorf("enqueue email: %w", err)
-	}
-	if _, refused := errors.AsType[redis.Error](seen.err); refused {
-		return Receipt{}, false, fmt.Errorf("enqueue email: %w", seen.err)
-	}
-	return Receipt{}, false, fmt.Errorf("enqueue email: %w: %w", ErrUnconfirmed, seen.err)
-}
-
-// announce adds queue to the set of all queues if that was long ago.
-func (p *Producer) announce(ctx context.Context, queue string) error {
-	now := p.now()
-	p.mu.Lock()
-	last, known := p.announced[queue]
-	due := !known || now.Sub(last) >= republish
-	if due {
-		p.announced[queue] = now
-	}
-	p.mu.Unlock()
-	if !due {
-		return nil
-	}
-	err := p.rdb.SAdd(ctx, "asynq:queues", queue).Err()
-	if err != nil {
-		p.mu.Lock()
-		delete(p.announced, queue)
-		p.mu.Unlock()
-	}
-	return err
-}
-
-// An observation holds the error of the enqueue script as go-redis returned it:
-// asynq keeps only its text, which does not tell a refusal from a lost answer.
-type observation struct{ err error }
-
-type observationKey struct{}
-
-// observedClient notes the outcome of scripts for calls that carry an
-// observation.
-type observedClient struct{ redis.UniversalClient }
-
-func (c observedClient) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	return observe(ctx, c.UniversalClient.EvalSha(ctx, sha, keys, args...))
-}
-
-func (c observedClient) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {
-	return observe(ctx, c.UniversalClient.Eval(ctx, script, keys, args...))
-}
-
-func observe(ctx context.Context, cmd *redis.Cmd) *redis.Cmd {
-	if seen, ok := ctx.Value(observationKey{}).(*observation); ok {
-		seen.err = cmd.Err()
-	}
-	return cmd
 }

@@ -118,7 +118,7 @@ func TestProducer_SendEmail_Delayed(t *testing.T) {
 		t.Errorf("receipt = %+v, want scheduled at %v", r, at)
 	}
 	info := stored(t, p, r)
-	if info.State != asynq.TaskStateScheduled || info.NextProcessAt.Unix() != at.Unix() {
+	if info.State != asynq.TaskStateScheduled || !info.NextProcessAt.Equal(ceilSecond(at)) {
 		t.Errorf("stored job is %v at %v, want scheduled at %v", info.State, info.NextProcessAt, at)
 	}
 	for key, want := range map[string]string{

@@ -28,10 +28,12 @@ const aclPassword = ">PASSWORD"
 // hands in jobs or keeps its own keys in Redis.
 func aclUsers(cfg config.Config, service string) []aclUser {
 	// Queue names are hash tags; other types of jobs get their own line here.
-	queue := "asynq:{email:*}:"
+	tag := "{email:*}"
 	if cfg.Namespace != "" {
-		queue = "asynq:{" + cfg.Namespace + ":email:*}:"
+		tag = "{" + cfg.Namespace + ":email:*}"
 	}
+	queue := "asynq:" + tag + ":"
+	wake, due := "postroom:wake:"+tag+"*", "postroom:due:"+tag // package wake
 	own := []string{"client|setname", "info", "ping"}
 	if cfg.Redis.DB != 0 {
 		own = append(own, "select")
@@ -48,21 +50,23 @@ func aclUsers(cfg config.Config, service string) []aclUser {
 		{
 			User: service + "-producer", For: "a service that hands in jobs (package tasks, enqueue)",
 			Keys: []string{
-				"asynq:queues", queue + "t:*", queue + "pending", queue + "scheduled",
+				"asynq:queues", queue + "t:*", queue + "pending", queue + "scheduled", wake, due,
 				"postroom:idempotency:{" + cfg.Namespace + ":" + service + ":*",
 			},
-			Commands: []string{"eval", "evalsha", "exists", "get", "hset", "lpush", "sadd", "set", "zadd"},
+			Commands: []string{"eval", "evalsha", "exists", "get", "hset", "lpush", "rpush", "sadd", "set", "time", "zadd"},
 		},
 		{
 			User: "postroom-worker", For: "worker run, its dashboard included",
 			Keys: []string{
 				"asynq:queues", queue + "*", "asynq:servers", "asynq:servers:*", "asynq:workers", "asynq:workers:*", "asynq:schedulers",
+				wake, due + "*", "postroom:gate:" + tag, "postroom:pause:" + tag,
 				"postroom:job:*", "postroom:worker:*", "postroom:rescue", "postroom:expired",
 			},
 			Channels: []string{"asynq:cancel"},
 			Commands: append(slices.Clone(look),
-				"del", "expire", "expireat", "hdel", "hincrby", "hset", "incr", "lpush", "lrem", "pexpire", "rpoplpush", "rpush", "sadd", "set", "setex",
-				"subscribe", "time", "zadd", "zrem", "zscore"),
+				"blpop", "decr", "decrby", "del", "expire", "expireat", "hdel", "hgetall", "hincrby", "hset", "incr", "incrby", "lpop", "lpush", "lrem", "ltrim",
+				"mget", "pexpire", "pexpireat", "pttl", "publish", "rpop", "rpoplpush", "rpush", "sadd", "set", "setex", "subscribe", "time", "ttl",
+				"unlink", "zadd", "zcount", "zrem", "zremrangebyrank", "zscore"),
 		},
 		{
 			User: "postroom-dashboard", For: "worker monitor",
