@@ -112,9 +112,7 @@ func (p *Producer) readRecords(ctx context.Context, jobs []*job) (gone []*job) {
 			j.claimed = true // written by a command whose answer was lost
 		default:
 			j.id, j.queue = r.ID, r.Queue
-			if err := p.catch(j); err != nil {
-				j.refuse(err)
-			}
+			p.put(j)
 		}
 	}
 	return gone

@@ -46,16 +46,17 @@ type Receipt struct {
 // owns neither the connection nor any goroutine, so there is nothing to close.
 type Producer struct {
 	rdb       redis.UniversalClient
-	composer  *asynq.Client // has no Redis: see catch
-	client    *asynq.Client // for jobs that the composer does not understand
+	composer  *asynq.Client // has no Redis: see probe
+	client    *asynq.Client // for jobs that asynq has to send itself
 	inspector *asynq.Inspector
 	service   string
 	namespace string
 	trace     func(context.Context) (traceparent, tracestate string)
 	now       func() time.Time
 
-	mu        sync.Mutex           // guards announced
+	mu        sync.Mutex           // guards what follows
 	announced map[string]time.Time // by queue
+	frames    map[shape]*frame
 }
 
 // A ProducerOption sets a property of a Producer.
@@ -94,6 +95,7 @@ func NewProducer(rdb redis.UniversalClient, opts ...ProducerOption) (*Producer, 
 		inspector: asynq.NewInspectorFromRedisClient(rdb),
 		now:       time.Now,
 		announced: make(map[string]time.Time),
+		frames:    make(map[shape]*frame),
 	}
 	for _, opt := range opts {
 		opt(p)
@@ -142,28 +144,36 @@ func (p *Producer) deliver(ctx context.Context, jobs []*job) {
 
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-func (p *Producer) headers(ctx context.Context, email Email, plan plan) map[string]string {
-	h := map[string]string{
-		HeaderEnqueuedAt: stamp(plan.enqueuedAt),
-		HeaderClass:      string(email.Class),
-	}
-	set := func(key, value string, ok bool) {
-		if ok && value != "" {
-			h[key] = value
+func (p *Producer) headers(ctx context.Context, email Email, plan plan) []header {
+	h := append(make([]header, 0, 9),
+		header{HeaderEnqueuedAt, stamp(plan.enqueuedAt)},
+		header{HeaderClass, string(email.Class)})
+	set := func(key, value string) {
+		if value != "" {
+			h = append(h, header{key, value})
 		}
 	}
-	set(HeaderService, p.service, true)
-	set(HeaderTemplate, email.Template, true)
-	set(HeaderProcessAt, stamp(plan.processAt), plan.delayed())
-	set(HeaderExpiresAt, stamp(plan.expiresAt), !plan.expiresAt.IsZero())
-	set(HeaderIdempotencyKey, hashKey(plan.key), plan.key != "")
+	set(HeaderService, p.service)
+	set(HeaderTemplate, email.Template)
+	if plan.delayed() {
+		set(HeaderProcessAt, stamp(plan.processAt))
+	}
+	if !plan.expiresAt.IsZero() {
+		set(HeaderExpiresAt, stamp(plan.expiresAt))
+	}
+	if plan.key != "" {
+		set(HeaderIdempotencyKey, hashKey(plan.key))
+	}
 	if p.trace != nil {
 		parent, state := p.trace(ctx)
 		var bad problems
 		bad.headerText(HeaderTraceState, state, 512)
-		valid := traceParent.MatchString(parent)
-		set(HeaderTraceParent, parent, valid)
-		set(HeaderTraceState, state, valid && len(bad) == 0)
+		if traceParent.MatchString(parent) {
+			set(HeaderTraceParent, parent)
+			if len(bad) == 0 {
+				set(HeaderTraceState, state)
+			}
+		}
 	}
 	return h
 }

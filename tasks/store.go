@@ -20,8 +20,8 @@ const (
 )
 
 // enqueueMany does for each of many jobs of one queue exactly what asynq's own
-// enqueue and schedule scripts do, in their order, with one LPUSH for all that may
-// run at once. Then it wakes a worker.
+// enqueue and schedule scripts do, in their order: with one EXISTS for all that are
+// new, and one LPUSH for all that may run at once. Then it wakes a worker.
 //
 // KEYS: the queue's pending and scheduled jobs, its marker, its marker for
 // delayed jobs, its exact due times; then the key of each job.
@@ -32,21 +32,25 @@ const (
 // It returns the positions, from 0, of the jobs whose id was taken: those were
 // left alone.
 var enqueueMany = redis.NewScript(wake.Lua + `
-local taken, ready, soonest = {}, {}, nil
+local call, KEYS, ARGV = redis.call, KEYS, ARGV
+local taken, ready, seen, soonest = {}, {}, {}, nil
+local fresh = call("EXISTS", unpack(KEYS, 6)) == 0
 for i = 6, #KEYS do
 	local a, key = 4 * (i - 6) + 1, KEYS[i]
 	local id, at, due = ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
-	if redis.call("EXISTS", key) == 1 then
+	if seen[key] or not fresh and call("EXISTS", key) == 1 then
 		taken[#taken + 1] = i - 6
 	elseif due == "" then
-		redis.call("HSET", key, "msg", ARGV[a + 1], "state", "pending", "pending_since", at)
+		seen[key] = true
+		call("HSET", key, "msg", ARGV[a + 1], "state", "pending", "pending_since", at)
 		ready[#ready + 1] = id
 	else
-		redis.call("HSET", key, "msg", ARGV[a + 1], "state", "scheduled")
-		redis.call("ZADD", KEYS[2], at, id)
+		seen[key] = true
+		call("HSET", key, "msg", ARGV[a + 1], "state", "scheduled")
+		call("ZADD", KEYS[2], at, id)
 		due = tonumber(due)
 		if due % 1000 ~= 0 then
-			redis.call("ZADD", KEYS[5], due, id)
+			call("ZADD", KEYS[5], due, id)
 		end
 		if not soonest or due < soonest then
 			soonest = due
@@ -54,11 +58,11 @@ for i = 6, #KEYS do
 	end
 end
 if #ready > 0 then
-	redis.call("LPUSH", KEYS[1], unpack(ready))
+	call("LPUSH", KEYS[1], unpack(ready))
 	wake(KEYS[3])
 end
 if soonest then
-	local now = redis.call("TIME")
+	local now = call("TIME")
 	if soonest <= now[1] * 1000 + now[2] / 1000 + ARGV[1] then
 		wake(KEYS[4])
 	end
@@ -84,7 +88,7 @@ func (p *Producer) enqueue(ctx context.Context, jobs []*job) (taken []*job) {
 		switch {
 		case j.settled:
 			continue
-		case j.order.key == "":
+		case j.frame == nil:
 			if p.enqueueByAsynq(ctx, j) {
 				taken = append(taken, j)
 			}
@@ -137,19 +141,15 @@ func (g *group) call() (keys []string, args []any) {
 		prefix+"pending", prefix+"scheduled", wake.Key(g.queue), wake.DelayedKey(g.queue), wake.DueKey(g.queue))
 	args = append(make([]any, 0, 1+4*len(g.jobs)), wake.Horizon.Milliseconds())
 	for _, j := range g.jobs {
-		keys = append(keys, j.order.key)
-		due := any("")
-		if j.order.scheduled {
-			due = ceilMilli(j.processAt)
+		keys = append(keys, j.frame.taskKey+j.id)
+		if j.delayed() {
+			due := ceilMilli(j.processAt)
+			args = append(args, j.msg, j.id, (due+999)/1000, due)
+		} else {
+			args = append(args, j.msg, j.id, j.enqueuedAt.UnixNano(), "")
 		}
-		args = append(args, j.order.msg, j.order.id, j.order.at, due)
 	}
 	return keys, args
-}
-
-// ceilMilli returns t in Unix milliseconds, rounded up so that no job is early.
-func ceilMilli(t time.Time) int64 {
-	return t.Add(time.Millisecond - 1).UnixMilli()
 }
 
 // settle gives each job of g its part of the answer, and returns those whose id
