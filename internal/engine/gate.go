@@ -228,7 +228,7 @@ func (g *Gate) SetLimits(ctx context.Context, queue string, l Limits) error {
 		return err
 	}
 	if l.Rate > 0 && l.Burst == 0 {
-		l.Burst = max(1, int(math.Ceil(l.Rate)))
+		l.Burst = int(math.Ceil(l.Rate)) // 1 at least
 	}
 	if err := g.known(ctx, queue); err != nil {
 		return err
