@@ -5,119 +5,134 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/medicalink/postroom/internal/wake"
 )
 
 // fetcher answers asynq's fetches. asynq asks for one job at a time, queue by
 // queue; the fetcher takes as many as there are free slots with one script call
 // and answers the following fetches from memory, so that a busy worker does not
-// wait a round trip for each job.
+// wait a round trip for each job. When there is nothing to take, the answer waits
+// until the watcher hears of work.
 //
 // It takes no more than the free slots: a job in its memory is about to start.
 type fetcher struct {
-	queues  []string // heaviest first
-	weights []int
-	strict  bool
-	slots   int
-	cluster bool // keys of several queues cannot meet in one call
+	rdb      redis.Scripter
+	queues   []queue // heaviest first
+	strict   bool
+	cluster  bool // keys of several queues cannot meet in one call
+	reserved int  // slots that only the heaviest queues may use
+	slots    *slots
+	admit    func(queue string) (n int, again time.Duration)
+	stopping <-chan struct{}
 
-	returned atomic.Int64 // handlers that came back
-	acking   atomic.Int64 // acknowledgements under way: their slots are not free yet
+	idle    chan struct{} // tells the watcher that the fetcher has begun to wait
+	kick    chan struct{} // ends the wait
+	waiting atomic.Bool
+	held    atomic.Bool // jobs were left behind that a slot of their queue could take
 
 	mu     sync.Mutex // owns the fields below; contended only at shutdown
 	ready  []fetched
-	handed int64     // jobs given to asynq
-	last   time.Time // when the last one was
+	look   bool      // there may be something to take
+	woken  bool      // by a marker, which is gone now
+	again  time.Time // when the gate may open; zero: it does not say
 	credit []int     // smooth weighted round-robin
 	empty  int       // calls of the current round that are known to find nothing
 	closed bool
 }
 
-// fetched is a job that was taken and not yet handed to asynq.
-type fetched struct{ queue, id, msg string }
+// queue is what a server knows of one of its queues.
+type queue struct {
+	name   string
+	weight int
+	limit  int  // jobs that this process runs at once
+	rest   bool // may not use the reserved slots
+}
 
-func newFetcher(weights map[string]int, strict bool, slots int, cluster bool) *fetcher {
-	f := &fetcher{strict: strict, slots: slots, cluster: cluster}
-	for q := range weights {
-		f.queues = append(f.queues, q)
+// fetched is a job that was taken and not yet handed to asynq.
+type fetched struct {
+	job
+
+	msg string
+}
+
+func newFetcher(rdb redis.Scripter, cfg Config, s *slots, cluster bool, stopping <-chan struct{}) *fetcher {
+	f := &fetcher{
+		rdb: rdb, strict: cfg.StrictPriority, cluster: cluster, slots: s, admit: cfg.Admit, stopping: stopping,
+		idle: make(chan struct{}, 1), kick: make(chan struct{}, 1), look: true,
 	}
-	slices.SortFunc(f.queues, func(a, b string) int {
-		return cmp.Or(cmp.Compare(weights[b], weights[a]), cmp.Compare(a, b))
+	heaviest, lightest := 0, math.MaxInt
+	for name, weight := range cfg.Queues {
+		limit := s.total
+		if n := cfg.Limits[name]; n > 0 {
+			limit = min(n, limit)
+		}
+		f.queues = append(f.queues, queue{name: name, weight: weight, limit: limit})
+		heaviest, lightest = max(heaviest, weight), min(lightest, weight)
+	}
+	slices.SortFunc(f.queues, func(a, b queue) int {
+		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.name, b.name))
 	})
-	for _, q := range f.queues {
-		f.weights = append(f.weights, weights[q])
+	if heaviest > lightest && s.total > 1 {
+		f.reserved = (s.total + reservedShare - 1) / reservedShare
+		for i := range f.queues {
+			f.queues[i].rest = f.queues[i].weight < heaviest
+		}
 	}
 	f.credit = make([]int, len(f.queues))
 	return f
 }
 
-// isFetch recognises asynq's fetch by the shape of its keys rather than by the
-// hash of its script, which changes with every comment in it.
-func isFetch(cmd redis.Cmder) bool {
-	args := cmd.Args()
-	if len(args) != 9 || (cmd.Name() != "evalsha" && cmd.Name() != "eval") || fmt.Sprint(args[2]) != "4" {
-		return false
-	}
-	for i, suffix := range []string{"}:pending", "}:paused", "}:active", "}:lease"} {
-		key, ok := args[3+i].(string)
-		if !ok || !strings.HasPrefix(key, "asynq:{") || !strings.HasSuffix(key, suffix) {
-			return false
-		}
-	}
-	_, ok := cmd.(*redis.Cmd)
-	return ok
-}
+// reservedShare is the part of the slots, one in so many and at least one, that
+// is kept for the heaviest queues: a one-time code must not wait until one of
+// many slow bulk mails is through.
+const reservedShare = 10
 
-// isAck recognises the scripts that end a job's activation: done, complete,
-// retry, archive and requeue all name the queue's active list and lease set.
-func isAck(cmd redis.Cmder) bool {
-	if cmd.Name() != "evalsha" && cmd.Name() != "eval" {
-		return false
-	}
-	var active, lease, paused bool
-	for _, a := range cmd.Args()[2:] {
-		if s, ok := a.(string); ok && strings.HasPrefix(s, "asynq:{") {
-			active = active || strings.HasSuffix(s, "}:active")
-			lease = lease || strings.HasSuffix(s, "}:lease")
-			paused = paused || strings.HasSuffix(s, "}:paused") // a fetch
-		}
-	}
-	return active && lease && !paused
-}
+// maxWait bounds the wait for work inside one answer. asynq sets the end of a
+// job's lease before it asks, so the wait is at the expense of the lease.
+const maxWait = time.Second
 
 // answer fills in the result of one fetch of asynq's. asynq asks for one queue
 // after the other until it gets a job; the answer may be of any queue, for a job
 // says itself where it belongs.
-func (f *fetcher) answer(ctx context.Context, cmd *redis.Cmd, rdb redis.Scripter) error {
+func (f *fetcher) answer(ctx context.Context, cmd *redis.Cmd) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.ready) == 0 && f.empty > 0 {
 		f.empty--
 		return nothing(cmd)
 	}
-	if len(f.ready) == 0 {
-		if err := f.fill(ctx, rdb, cmd.Args()[7]); err != nil {
-			cmd.SetErr(err)
-			return err
+	_, args, _ := parts(cmd)
+	deadline := time.Now().Add(maxWait)
+	for len(f.ready) == 0 && !f.closed {
+		if f.look {
+			if err := f.fill(ctx, args[0]); err != nil {
+				cmd.SetErr(err)
+				return err
+			}
+			continue
+		}
+		if !f.wait(ctx, deadline) {
+			break
 		}
 	}
 	if len(f.ready) == 0 {
 		f.empty = len(f.queues) - 1
 		return nothing(cmd)
 	}
-	job := f.ready[0]
+	next := f.ready[0]
 	f.ready = f.ready[1:]
 	f.empty = 0
-	f.handed++
-	f.last = time.Now()
-	cmd.SetVal(job.msg)
+	f.slots.take(next.job, time.Now())
+	cmd.SetVal(next.msg)
 	return nil
 }
 
@@ -126,157 +141,347 @@ func nothing(cmd *redis.Cmd) error {
 	return redis.Nil
 }
 
+// wait returns true when there may be work, and false at the deadline or at
+// shutdown. A kick that came while nobody waited counts.
+func (f *fetcher) wait(ctx context.Context, deadline time.Time) bool {
+	until := deadline
+	if !f.again.IsZero() && f.again.Before(deadline) {
+		until = f.again
+	}
+	t := time.NewTimer(time.Until(until))
+	defer t.Stop()
+	f.waiting.Store(true)
+	defer f.waiting.Store(false)
+	select {
+	case f.idle <- struct{}{}:
+	default:
+	}
+	select {
+	case <-f.kick:
+		f.look, f.woken = true, true
+	case <-t.C:
+		f.look = until.Before(deadline)
+	case <-ctx.Done():
+	case <-f.stopping:
+	}
+	return f.look
+}
+
+// wake makes the fetcher look for work. It reports whether it can take any.
+func (f *fetcher) wake() bool {
+	if f.slots.free() < 1 {
+		return false
+	}
+	select {
+	case f.kick <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+// freed is called when jobs have ended: what was left behind for want of a slot
+// of its queue may start now.
+func (f *fetcher) freed() {
+	if f.held.CompareAndSwap(true, false) {
+		f.wake()
+	}
+}
+
+// open returns the number of jobs that may be taken from q: that this process has
+// slots for and that admit lets through. When admit lets none through it says in
+// how long to ask again.
+func (f *fetcher) open(q queue) (n int, again time.Duration) {
+	n = q.limit - f.slots.running(q.name)
+	if q.rest {
+		n = min(n, f.roomForRest())
+	}
+	if n > 0 && f.admit != nil {
+		admitted, in := f.admit(q.name)
+		if admitted < n {
+			n, again = admitted, in
+		}
+	}
+	return max(0, n), again
+}
+
+// roomForRest is the number of jobs that may be taken from all queues that may
+// not use the reserved slots.
+func (f *fetcher) roomForRest() int {
+	n := f.slots.total - f.reserved
+	for _, q := range f.queues {
+		if q.rest {
+			n -= f.slots.running(q.name)
+		}
+	}
+	return max(0, n)
+}
+
 // fill takes jobs for the free slots, one at least: asynq holds a slot as it asks.
-func (f *fetcher) fill(ctx context.Context, rdb redis.Scripter, lease any) error {
-	if f.closed {
-		return nil
+func (f *fetcher) fill(ctx context.Context, lease any) error {
+	want := max(1, f.slots.free())
+	ended := f.slots.ended.Load()
+	t := taking{lease: lease, want: want, rest: f.roomForRest(), woken: f.woken, share: f.shares(want), order: f.order()}
+	f.look, f.woken, f.again = false, false, time.Time{}
+	f.held.Store(false)
+	room := false
+	for _, q := range f.queues {
+		n, again := f.open(q)
+		f.opens(again)
+		t.room = append(t.room, n)
+		room = room || n > 0
 	}
-	want := f.free()
-	picks, order := f.pick(want), f.order()
-	if !f.cluster {
-		return f.take(ctx, rdb, lease, f.queues, picks, order)
+	var err error
+	switch {
+	case !room:
+		f.held.Store(true)
+	case f.cluster:
+		err = f.takeByQueue(ctx, t)
+	default:
+		err = f.take(ctx, t, f.queues)
 	}
-	// One queue a call: first the shares, then whoever has more.
-	share := make([]int, len(f.queues))
-	for _, i := range picks {
-		share[i]++
+	if len(f.ready) > 0 {
+		return nil // what was taken must run
 	}
+	if err != nil || f.held.Load() && f.slots.ended.Load() != ended {
+		f.look = true // a slot that was freed meanwhile woke nobody
+	}
+	return err
+}
+
+// opens notes when the gate may let jobs through. The time is stretched at
+// random, so that the replicas that wait for the same moment do not meet there.
+func (f *fetcher) opens(in time.Duration) {
+	if in <= 0 {
+		return
+	}
+	at := time.Now().Add(in + rand.N(in/4+time.Millisecond))
+	if f.again.IsZero() || at.Before(f.again) {
+		f.again = at
+	}
+}
+
+// taking is what one script call is to take.
+type taking struct {
+	lease any
+	want  int   // jobs in all
+	rest  int   // jobs of queues that may not use the reserved slots
+	woken bool  // set the marker again if jobs are left behind
+	share []int // jobs of each queue
+	room  []int // the most of each queue
+	order []int // the queues to turn to for what the shares leave
+}
+
+// takeByQueue is take with one queue a call: first the shares, then whoever has
+// more.
+func (f *fetcher) takeByQueue(ctx context.Context, t taking) error {
+	short := make([]bool, len(f.queues))
 	for round := range 2 {
-		for _, i := range order {
-			n := share[i]
-			if round == 1 {
-				n = want - len(f.ready)
+		for _, i := range t.order {
+			n := min(t.want-len(f.ready), t.room[i])
+			if f.queues[i].rest {
+				n = min(n, t.rest)
 			}
-			if n <= 0 {
+			if round == 0 {
+				n = min(n, t.share[i])
+			}
+			// The last call of a woken worker may take nothing and set the marker.
+			last := round == 1 && t.woken
+			if short[i] || n <= 0 && !last {
 				continue
 			}
-			if err := f.take(ctx, rdb, lease, f.queues[i:i+1], make([]int, n), []int{0}); err != nil {
-				if len(f.ready) > 0 {
-					return nil // what was taken must run
-				}
+			one := taking{lease: t.lease, want: n, rest: t.rest, woken: last, share: []int{n}, room: t.room[i : i+1], order: []int{0}}
+			before := len(f.ready)
+			if err := f.take(ctx, one, f.queues[i:i+1]); err != nil {
 				return err
+			}
+			got := len(f.ready) - before
+			short[i] = got < n
+			t.room[i] -= got
+			if f.queues[i].rest {
+				t.rest -= got
 			}
 		}
 	}
+	f.look = len(f.ready) >= t.want
 	return nil
 }
 
-// settleAfter is how long after it was handed over a job has certainly begun.
-const settleAfter = time.Second
-
-// free counts the slots that asynq can fill at once, its own question included.
-func (f *fetcher) free() int {
-	returned := f.returned.Load()
-	if busy := f.handed - returned; busy < 0 || busy > int64(f.slots) && time.Since(f.last) > settleAfter {
-		// A job that asynq could not decode is handed over and never begins.
-		f.handed = returned + min(max(busy, 0), int64(f.slots))
-	}
-	return max(1, f.slots-int(f.handed-returned)-int(f.acking.Load()))
-}
-
-// takeScript does to each job exactly what asynq's dequeueCmd does.
+// takeScript does to each job exactly what asynq's dequeueCmd does, and asks the
+// gate first.
 //
-// KEYS: pending, paused, active, lease of each queue.
-// ARGV: lease expiry, number of queues, task key prefix of each queue, the queue
-// of each pick (from 1), the queues to turn to when a pick finds nothing.
-// Returns queue, id and message of each.
-var takeScript = redis.NewScript(`
-local queues = tonumber(ARGV[2])
-local first = 3 + queues
-local picks = #ARGV - first - queues + 1
-local open, out = {}, {}
-for q = 1, queues do open[q] = redis.call("EXISTS", KEYS[4 * q - 2]) == 0 end
-local function take(q)
-	while open[q] do
-		local k = 4 * q - 3
-		local id = redis.call("RPOPLPUSH", KEYS[k], KEYS[k + 2])
-		if not id then
-			open[q] = false
-			return false
-		end
-		local key = ARGV[2 + q] .. id
-		redis.call("HSET", key, "state", "active")
-		redis.call("HDEL", key, "pending_since")
-		redis.call("ZADD", KEYS[k + 3], ARGV[1], id)
-		local msg = redis.call("HGET", key, "msg")
-		if msg then
-			out[#out + 1] = q
-			out[#out + 1] = id
-			out[#out + 1] = msg
-			return true
-		end
+// KEYS, for each queue: pending, paused, active, lease, gate, wake marker.
+// ARGV: lease expiry, number of queues, whether to set the marker of a queue in
+// which jobs are left, number of jobs, number of jobs of queues without reserved
+// slots; for each queue the task key prefix, its share, the most that may be
+// taken, whether it has no reserved slots; the queues to turn to for what the
+// shares leave.
+// Returns whether jobs were left behind that wait for a slot of their queue, in
+// how many ms the gate may open (-1: it does not say), and queue, id and message
+// of each job.
+//
+// The bucket of a rate holds at most burst tokens and fills with rate tokens a
+// second, by Redis' clock.
+var takeScript = redis.NewScript(wake.Lua + `
+local queues, woken, want, rest = tonumber(ARGV[2]), ARGV[3] == "1", tonumber(ARGV[4]), tonumber(ARGV[5])
+local out = {0, -1}
+local admitted, refused, dry, bucket, opens, got = {}, {}, {}, {}, {}, 0
+local now
+local function clock()
+	if not now then
+		local t = redis.call("TIME")
+		now = t[1] * 1000 + math.floor(t[2] / 1000)
 	end
-	return false
+	return now
 end
-for i = first, first + picks - 1 do
-	if not take(tonumber(ARGV[i])) then
-		local found = false
-		for j = first + picks, #ARGV do
-			if take(tonumber(ARGV[j])) then found = true break end
+local function arg(q, i) return ARGV[5 + 4 * (q - 1) + i] end
+local function gate(q)
+	local k = 6 * (q - 1)
+	if redis.call("EXISTS", KEYS[k + 2]) == 1 then
+		opens[q] = redis.call("PTTL", KEYS[k + 2])
+		return 0
+	end
+	local n = math.huge
+	local g = redis.call("HMGET", KEYS[k + 5], "concurrency", "rate", "burst", "tokens", "at")
+	if g[1] then
+		n = math.max(0, tonumber(g[1]) - redis.call("ZCOUNT", KEYS[k + 4], "(" .. math.floor(clock() / 1000), "+inf"))
+	end
+	if g[2] then
+		local rate, burst = tonumber(g[2]), tonumber(g[3])
+		local tokens = math.min(burst, (tonumber(g[4]) or burst) + math.max(0, clock() - (tonumber(g[5]) or 0)) * rate / 1000)
+		bucket[q] = tokens
+		if tokens < 1 and n > 0 then opens[q] = math.ceil((1 - tokens) / rate * 1000) end
+		n = math.min(n, math.floor(tokens))
+	end
+	return n
+end
+local function take(q, n)
+	if not admitted[q] then
+		local open = gate(q)
+		refused[q] = open < n
+		admitted[q] = math.min(tonumber(arg(q, 3)), open)
+	end
+	local k, prefix, scarce = 6 * (q - 1), arg(q, 1), arg(q, 4) == "1"
+	n = math.min(n, admitted[q])
+	if scarce then n = math.min(n, rest) end
+	while n > 0 and not dry[q] do
+		local asked = math.min(n, 1000)
+		local ids = redis.call("RPOP", KEYS[k + 1], asked) or {}
+		dry[q] = #ids < asked
+		if #ids == 0 then return end
+		redis.call("LPUSH", KEYS[k + 3], unpack(ids))
+		local leases, taken = {}, 0
+		for i, id in ipairs(ids) do
+			local key = prefix .. id
+			redis.call("HSET", key, "state", "active")
+			redis.call("HDEL", key, "pending_since")
+			leases[2 * i - 1], leases[2 * i] = ARGV[1], id
+			local msg = redis.call("HGET", key, "msg")
+			if msg then
+				out[#out + 1] = q
+				out[#out + 1] = id
+				out[#out + 1] = msg
+				taken = taken + 1
+			end
 		end
-		if not found then break end
+		redis.call("ZADD", KEYS[k + 4], unpack(leases))
+		n, got, admitted[q] = n - taken, got + taken, admitted[q] - taken
+		if scarce then rest = rest - taken end
+		if bucket[q] then bucket[q] = bucket[q] - taken end
+	end
+end
+for q = 1, queues do
+	local share = tonumber(arg(q, 2))
+	if share > 0 then take(q, share) end
+end
+for i = 6 + 4 * queues, #ARGV do
+	if got >= want then break end
+	take(tonumber(ARGV[i]), want - got)
+end
+for q, tokens in pairs(bucket) do
+	redis.call("HSET", KEYS[6 * (q - 1) + 5], "tokens", string.format("%.4f", tokens), "at", clock())
+end
+if woken or got < want then
+	for q = 1, queues do
+		local k = 6 * (q - 1)
+		if not dry[q] and redis.call("EXISTS", KEYS[k + 1]) == 1 then
+			if opens[q] then
+				if opens[q] >= 0 and (out[2] < 0 or opens[q] < out[2]) then out[2] = opens[q] end
+			elseif got < want then
+				out[1] = 1
+			end
+			-- Nobody else could take what the gate refused.
+			if woken and not refused[q] then wake(KEYS[k + 6]) end
+		end
 	end
 end
 return out`)
 
-func (f *fetcher) take(ctx context.Context, rdb redis.Scripter, lease any, queues []string, picks, order []int) error {
-	keys := make([]string, 0, 4*len(queues))
-	args := make([]any, 0, 2+2*len(queues)+len(picks))
-	args = append(args, lease, len(queues))
-	for _, q := range queues {
-		prefix := "asynq:{" + q + "}:"
-		keys = append(keys, prefix+"pending", prefix+"paused", prefix+"active", prefix+"lease")
-		args = append(args, prefix+"t:")
+func (f *fetcher) take(ctx context.Context, t taking, queues []queue) error {
+	keys := make([]string, 0, 6*len(queues))
+	args := make([]any, 0, 5+5*len(queues))
+	args = append(args, t.lease, len(queues), t.woken, t.want, t.rest)
+	for i, q := range queues {
+		p := prefixOf(q.name)
+		keys = append(keys, p+"pending", p+"paused", p+"active", p+"lease", gateKey(q.name), wake.Key(q.name))
+		args = append(args, p+"t:", t.share[i], t.room[i], q.rest)
 	}
-	for _, i := range slices.Concat(picks, order) {
+	for _, i := range t.order {
 		args = append(args, i+1)
 	}
-	reply, err := takeScript.Run(ctx, rdb, keys, args...).Slice()
+	reply, err := takeScript.Run(ctx, f.rdb, keys, args...).Slice()
 	if err != nil {
 		return err
 	}
-	for r := range slices.Chunk(reply, 3) {
-		if len(r) < 3 {
-			return errors.New("fetch jobs: the script's answer is cut short")
-		}
+	if len(reply) < 2 || len(reply)%3 != 2 {
+		return errors.New("fetch jobs: the script's answer is cut short")
+	}
+	if held, _ := reply[0].(int64); held == 1 {
+		f.held.Store(true)
+	}
+	if opens, _ := reply[1].(int64); opens >= 0 {
+		f.opens(time.Duration(opens+1) * time.Millisecond)
+	}
+	for r := range slices.Chunk(reply[2:], 3) {
 		q, _ := r[0].(int64)
 		id, _ := r[1].(string)
 		msg, _ := r[2].(string)
 		if q < 1 || int(q) > len(queues) {
 			return fmt.Errorf("fetch jobs: the script answered for queue %d of %d", q, len(queues))
 		}
-		f.ready = append(f.ready, fetched{queue: queues[q-1], id: id, msg: msg})
+		f.ready = append(f.ready, fetched{job: job{queue: queues[q-1].name, id: id}, msg: msg})
 	}
+	f.look = len(f.ready) >= t.want
 	return nil
 }
 
-// pick spreads n slots over the queues: smooth weighted round-robin, which keeps
+// shares spreads n slots over the queues: smooth weighted round-robin, which keeps
 // the shares exact over any stretch of picks; strict order gives all to the
 // heaviest, and the rest is the others' when it runs dry.
-func (f *fetcher) pick(n int) []int {
-	picks := make([]int, n)
+func (f *fetcher) shares(n int) []int {
+	shares := make([]int, len(f.queues))
 	if f.strict || len(f.queues) == 1 {
-		return picks
+		shares[0] = n
+		return shares
 	}
 	total := 0
-	for _, w := range f.weights {
-		total += w
+	for _, q := range f.queues {
+		total += q.weight
 	}
-	for i := range picks {
+	for range n {
 		best := 0
-		for q, w := range f.weights {
-			f.credit[q] += w
-			if f.credit[q] > f.credit[best] {
-				best = q
+		for i, q := range f.queues {
+			f.credit[i] += q.weight
+			if f.credit[i] > f.credit[best] {
+				best = i
 			}
 		}
 		f.credit[best] -= total
-		picks[i] = best
+		shares[best]++
 	}
-	return picks
+	return shares
 }
 
-// order is where to turn when a pick's queue is empty: by weight at random, or
+// order is where to turn for what the shares leave: by weight at random, or
 // strictly.
 func (f *fetcher) order() []int {
 	order := make([]int, len(f.queues))
@@ -288,8 +493,8 @@ func (f *fetcher) order() []int {
 	}
 	// Weighted shuffle by exponential keys (Efraimidis and Spirakis, 2006).
 	key := make([]float64, len(order))
-	for i, w := range f.weights {
-		key[i] = rand.ExpFloat64() / float64(w)
+	for i, q := range f.queues {
+		key[i] = rand.ExpFloat64() / float64(q.weight)
 	}
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(key[a], key[b]) })
 	return order
@@ -299,7 +504,9 @@ func (f *fetcher) order() []int {
 const handBackTimeout = 3 * time.Second
 
 // handBackScript is asynq's requeueCmd: to the head of the queue, at no cost.
-var handBackScript = redis.NewScript(`
+//
+// KEYS: active, lease, pending, task, wake marker. ARGV: id.
+var handBackScript = redis.NewScript(wake.Lua + `
 if redis.call("LREM", KEYS[1], 0, ARGV[1]) == 0 then
   return redis.error_reply("NOT FOUND")
 end
@@ -308,6 +515,7 @@ if redis.call("ZREM", KEYS[2], ARGV[1]) == 0 then
 end
 redis.call("RPUSH", KEYS[3], ARGV[1])
 redis.call("HSET", KEYS[4], "state", "pending")
+wake(KEYS[5])
 return redis.status_reply("OK")`)
 
 // close takes nothing more and returns what asynq has not started.
@@ -324,9 +532,9 @@ func (f *fetcher) close() []fetched {
 func handBack(ctx context.Context, rdb redis.Scripter, jobs []fetched) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), handBackTimeout)
 	defer cancel()
-	for _, job := range slices.Backward(jobs) {
-		prefix := "asynq:{" + job.queue + "}:"
-		if err := handBackScript.Run(ctx, rdb, []string{prefix + "active", prefix + "lease", prefix + "pending", prefix + "t:" + job.id}, job.id).Err(); err != nil {
+	for _, j := range slices.Backward(jobs) {
+		p := prefixOf(j.queue)
+		if err := handBackScript.Run(ctx, rdb, []string{p + "active", p + "lease", p + "pending", p + "t:" + j.id, wake.Key(j.queue)}, j.id).Err(); err != nil {
 			return fmt.Errorf("hand back a job that was not started: %w", err)
 		}
 	}

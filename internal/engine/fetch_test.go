@@ -19,21 +19,25 @@ import (
 	"github.com/medicalink/postroom/internal/testenv"
 )
 
+func testFetcher(rdb redis.Scripter, cfg Config, cluster bool) *fetcher {
+	return newFetcher(rdb, cfg, newSlots(cfg.Concurrency), cluster, make(chan struct{}))
+}
+
 // Shares are exact over any long stretch, whatever the size of the batches.
-func TestFetcher_PickKeepsTheShares(t *testing.T) {
+func TestFetcher_KeepsTheShares(t *testing.T) {
 	t.Parallel()
-	f := newFetcher(map[string]int{"a": 6, "b": 3, "c": 1}, false, 100, false)
+	f := testFetcher(nil, Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, Concurrency: 100}, false)
 	got := map[string]int{}
 	total := 0
 	for total < 10_000 {
 		n := 1 + rand.IntN(40)
-		for _, i := range f.pick(n) {
-			got[f.queues[i]]++
+		for i, share := range f.shares(n) {
+			got[f.queues[i].name] += share
 		}
 		total += n
 		for q, w := range map[string]int{"a": 6, "b": 3, "c": 1} {
 			if want := total * w / 10; got[q] < want-2 || got[q] > want+2 {
-				t.Fatalf("after %d picks %s has %d, want %d ± 2", total, q, got[q], want)
+				t.Fatalf("after %d jobs %s has %d, want %d ± 2", total, q, got[q], want)
 			}
 		}
 	}
@@ -43,18 +47,18 @@ func TestFetcher_PickKeepsTheShares(t *testing.T) {
 // goes to all the others.
 func TestFetcher_OrderIsWeighted(t *testing.T) {
 	t.Parallel()
-	f := newFetcher(map[string]int{"a": 6, "b": 3, "c": 1}, false, 100, false)
+	f := testFetcher(nil, Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, Concurrency: 100}, false)
 	first := map[string]int{}
 	const draws = 20_000
 	for range draws {
-		first[f.queues[f.order()[0]]]++
+		first[f.queues[f.order()[0]].name]++
 	}
 	for q, share := range map[string]float64{"a": 0.6, "b": 0.3, "c": 0.1} {
 		if got := float64(first[q]) / draws; got < share-0.02 || got > share+0.02 {
 			t.Errorf("%s comes first in %.3f of the draws, want %.1f", q, got, share)
 		}
 	}
-	strict := newFetcher(map[string]int{"a": 6, "b": 3, "c": 1}, true, 100, false)
+	strict := testFetcher(nil, Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, StrictPriority: true, Concurrency: 100}, false)
 	if got := strict.order(); !slices.Equal(got, []int{0, 1, 2}) {
 		t.Errorf("strict order is %v", got)
 	}
@@ -76,7 +80,7 @@ func asynqFetch(t *testing.T, server *testenv.RedisServer) string {
 	case source := <-c.found:
 		return source
 	case <-time.After(10 * time.Second):
-		t.Fatal("asynq's fetch is not recognised any more: its script or keys have changed. The engine now passes fetches through one by one, correct and slow; adapt isFetch and takeScript")
+		t.Fatal("asynq's fetch is not recognised any more: its script or keys have changed. The engine now passes fetches through one by one, correct and slow; adapt recognise and takeScript")
 		return ""
 	}
 }
@@ -91,7 +95,7 @@ func (*capture) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 
 func (c *capture) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if !isFetch(cmd) {
+		if kind, _ := recognise(cmd); kind != fetchCall {
 			return next(ctx, cmd)
 		}
 		if cmd.Name() == "evalsha" {
@@ -134,9 +138,10 @@ func TestFetcher_LikeAsynq(t *testing.T) {
 		copyAll(t, ours, theirs)
 
 		slots := 1 + rnd.IntN(30)
-		f := newFetcher(map[string]int{queues[0]: 6, queues[1]: 3, queues[2]: 1}, rnd.IntN(2) == 0, slots, rnd.IntN(3) == 0)
+		weights := map[string]int{queues[0]: 1, queues[1]: 1, queues[2]: 1}
+		f := testFetcher(ours, Config{Queues: weights, StrictPriority: rnd.IntN(2) == 0, Concurrency: slots}, rnd.IntN(3) == 0)
 		lease := int64(1_900_000_000)
-		if err := f.fill(t.Context(), ours, lease); err != nil {
+		if err := f.fill(t.Context(), lease); err != nil {
 			t.Fatal(err)
 		}
 		if len(f.ready) > slots {
@@ -246,8 +251,8 @@ func TestFetcher_HandsBackInOrder(t *testing.T) {
 		}
 	}
 	before := rdb.LRange(t.Context(), "asynq:{"+q+"}:pending", 0, -1).Val()
-	f := newFetcher(map[string]int{q: 1}, false, 6, false)
-	if err := f.fill(t.Context(), rdb, time.Now().Add(30*time.Second).Unix()); err != nil || len(f.ready) != 6 {
+	f := testFetcher(rdb, Config{Queues: map[string]int{q: 1}, Concurrency: 6}, false)
+	if err := f.fill(t.Context(), time.Now().Add(30*time.Second).Unix()); err != nil || len(f.ready) != 6 {
 		t.Fatalf("%d jobs taken (%v), want 6", len(f.ready), err)
 	}
 	if err := handBack(t.Context(), rdb, f.close()); err != nil {
@@ -256,8 +261,9 @@ func TestFetcher_HandsBackInOrder(t *testing.T) {
 	if after := rdb.LRange(t.Context(), "asynq:{"+q+"}:pending", 0, -1).Val(); !slices.Equal(before, after) {
 		t.Errorf("the queue was %v and is %v", before, after)
 	}
-	if err := f.fill(t.Context(), rdb, 0); err != nil || len(f.ready) != 0 {
-		t.Errorf("a closed fetcher took %d jobs (%v)", len(f.ready), err)
+	cmd := redis.NewCmd(t.Context(), "evalsha", "sha", 4, "asynq:{q}:pending", "asynq:{q}:paused", "asynq:{q}:active", "asynq:{q}:lease", 1, "asynq:{q}:t:")
+	if err := f.answer(t.Context(), cmd); !errors.Is(err, redis.Nil) {
+		t.Errorf("a closed fetcher answers %v", err)
 	}
 }
 
@@ -326,28 +332,6 @@ func TestServer_TakesNoMoreThanItsSlots(t *testing.T) {
 	// leaves a moment in which its slot looks free.
 	if ran != jobs || most > slots+1 {
 		t.Errorf("%d of %d jobs ran; %d were active at once with %d slots", ran, jobs, most, slots)
-	}
-}
-
-// A script that is not asynq's fetch goes through untouched.
-func TestIsFetch(t *testing.T) {
-	t.Parallel()
-	keys := []any{"asynq:{q}:pending", "asynq:{q}:paused", "asynq:{q}:active", "asynq:{q}:lease"}
-	fetch := slices.Concat([]any{"evalsha", "sha", 4}, keys, []any{1, "asynq:{q}:t:"})
-	for _, tt := range []struct {
-		name string
-		args []any
-		want bool
-	}{
-		{"asynq's", fetch, true},
-		{"another argument", append(slices.Clone(fetch), 1), false},
-		{"another key", slices.Replace(slices.Clone(fetch), 6, 7, any("asynq:{q}:leases")), false},
-		{"another command", slices.Replace(slices.Clone(fetch), 0, 1, any("fcall")), false},
-		{"short", []any{"evalsha", "sha", 0}, false},
-	} {
-		if got := isFetch(redis.NewCmd(t.Context(), tt.args...)); got != tt.want {
-			t.Errorf("%s: isFetch = %v", tt.name, got)
-		}
 	}
 }
 

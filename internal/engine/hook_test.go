@@ -21,7 +21,7 @@ func TestSeam_BacksOff(t *testing.T) {
 		took := func(err error) time.Duration {
 			answer = err
 			start := time.Now()
-			_ = process(t.Context(), redis.NewCmd(t.Context(), "evalsha", "x"))
+			_ = process(t.Context(), redis.NewCmd(t.Context(), "evalsha", "x", 1, "asynq:{q}:completed", 1, 2, 3))
 			return time.Since(start)
 		}
 		for i, ms := range []int{250, 500, 1000, 2000, 2000, 2000} {

@@ -10,16 +10,25 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
+
+	"github.com/medicalink/postroom/rediskit"
 )
 
 const (
-	// fetchInterval is how often an idle server looks for work, give or take half.
-	fetchInterval = 100 * time.Millisecond
+	// fetchInterval is asynq's pause after a fetch that found nothing. Its fetches
+	// wait inside the fetcher, so the pause is as short as can be.
+	fetchInterval = time.Millisecond
 
-	// forwardInterval is how often delayed and retried jobs that are due are put
-	// into their queue; asynq's own default of five seconds is too coarse for a
-	// one-time code.
-	forwardInterval = 250 * time.Millisecond
+	// forwardInterval is how often asynq asks to forward delayed jobs; the watcher
+	// does that, and asynq's question goes to Redis only if it is not recognised.
+	forwardInterval = time.Second
+
+	// janitorInterval is how often finished jobs whose retention is over are
+	// deleted.
+	janitorInterval = time.Minute
+
+	// recogniseTimeout is how soon after its start asynq's first fetch is expected.
+	recogniseTimeout = 10 * time.Second
 )
 
 // Config is what postroom decides about an asynq server.
@@ -28,8 +37,18 @@ type Config struct {
 	Queues map[string]int
 	// StrictPriority empties a heavier queue before a lighter one is looked at.
 	StrictPriority bool
-	// Concurrency is the number of jobs that run at once.
+	// Concurrency is the number of jobs that run at once. A tenth of it, one at
+	// least, is kept for the queues with the highest weight if there are others.
 	Concurrency int
+	// Limits bounds the jobs of a queue that this process runs at once. Limits of
+	// the whole fleet are set with [Gate.SetLimits].
+	Limits map[string]int
+	// Admit says how many jobs of a queue may be fetched now, and if fewer than
+	// the server has slots for, in how long to ask again; zero leaves that to the
+	// regular look, once a second. It is for circuit breakers: a job behind an open
+	// one stays in its queue. It is called often, from several goroutines, and must
+	// not block. Nil admits all.
+	Admit func(queue string) (n int, again time.Duration)
 	// ShutdownTimeout is how long Stop waits for running jobs before it hands them back.
 	ShutdownTimeout time.Duration
 	// RetryDelay says when a failed job is tried again.
@@ -42,26 +61,36 @@ type Config struct {
 type Server struct {
 	asynq    *asynq.Server
 	seam     *seam
+	watcher  *watcher
+	plain    redis.UniversalClient
 	stopping chan struct{}
 	stopOnce sync.Once
 	log      zerolog.Logger
 }
 
 // NewServer returns a server on two clients of its own: asynq's, which gets the
-// hook, and plain, through which the hook does its work. It starts nothing.
+// hook, and plain, through which the engine does its work. It starts nothing.
 func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger) (*Server, error) {
-	// Acknowledgements of many handlers share round trips.
-	acks, err := plain.AutoPipeline()
-	if err != nil {
-		return nil, fmt.Errorf("pipeline acknowledgements: %w", err)
+	for q := range cfg.Limits {
+		if _, ok := cfg.Queues[q]; !ok {
+			return nil, fmt.Errorf("set up the engine: a limit is set for queue %s, which is not consumed", q)
+		}
+	}
+	if rc, ok := plain.(*rediskit.Client); ok {
+		plain = rc.UniversalClient
 	}
 	_, cluster := plain.(*redis.ClusterClient)
-	s := &Server{stopping: make(chan struct{}), log: log}
+	stopping := make(chan struct{})
+	jobs := newSlots(cfg.Concurrency)
+	fetch := newFetcher(plain, cfg, jobs, cluster, stopping)
+	s := &Server{plain: plain, watcher: newWatcher(plain, fetch, stopping, log), stopping: stopping, log: log}
 	s.seam = &seam{
-		plain:    plain,
-		acks:     acks,
-		fetch:    newFetcher(cfg.Queues, cfg.StrictPriority, cfg.Concurrency, cluster),
-		stopping: s.stopping,
+		fetch:    fetch,
+		finish:   newFinisher(plain, jobs, cluster),
+		beats:    &beats{slots: jobs, now: time.Now},
+		quiet:    s.Quiet,
+		stopping: stopping,
+		log:      log,
 	}
 	rdb.AddHook(s.seam)
 	s.asynq = asynq.NewServerFromRedisClient(rdb, asynq.Config{
@@ -71,6 +100,7 @@ func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger)
 		ShutdownTimeout:          cfg.ShutdownTimeout,
 		TaskCheckInterval:        fetchInterval,
 		DelayedTaskCheckInterval: forwardInterval,
+		JanitorInterval:          janitorInterval,
 		RetryDelayFunc:           s.retryDelay(cfg.RetryDelay),
 		IsFailure:                s.isFailure(cfg.IsFailure),
 		Logger:                   logger{log},
@@ -82,22 +112,29 @@ func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger)
 // Start begins to fetch. The handler is called on as many goroutines as the
 // concurrency allows.
 func (s *Server) Start(h asynq.Handler) error {
-	counted := asynq.HandlerFunc(func(ctx context.Context, t *asynq.Task) error {
-		defer s.seam.fetch.returned.Add(1)
-		return h.ProcessTask(ctx, t)
-	})
-	if err := s.asynq.Start(counted); err != nil {
+	if err := s.asynq.Start(h); err != nil {
 		return fmt.Errorf("start the asynq server: %w", err)
 	}
+	s.watcher.start()
+	time.AfterFunc(recogniseTimeout, func() {
+		if !s.seam.fetches.Load() && !s.watcher.stopped() {
+			s.log.Warn().Msg("asynq asks for jobs in a way that this engine does not know: jobs are fetched one by one, which is correct and slow; the engine needs to learn the new way")
+		}
+	})
 	return nil
 }
+
+// Quiet is true when, as of about a second ago, Redis held no job for this server
+// to run or rescue: none pending, delayed or running.
+func (s *Server) Quiet() bool { return s.watcher.quiet.Load() }
 
 // Stop fetches no more, waits for what runs, for as long as the configured
 // timeout, and hands the rest back to the queues. It bears a second call.
 func (s *Server) Stop() {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	s.asynq.Shutdown()
-	if err := handBack(context.Background(), s.seam.plain, s.seam.fetch.close()); err != nil {
+	s.watcher.stop()
+	if err := handBack(context.Background(), s.plain, s.seam.fetch.close()); err != nil {
 		s.log.Warn().Err(err).Msg("a job that was not started comes back when its lease is over")
 	}
 }

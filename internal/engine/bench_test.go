@@ -1,0 +1,95 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+
+	"github.com/medicalink/postroom/internal/engine"
+	"github.com/medicalink/postroom/internal/testenv"
+)
+
+// Jobs that do nothing, from a full queue: what the engine itself costs.
+func BenchmarkServer(b *testing.B) {
+	for _, concurrency := range []int{10, 100, 1000} {
+		for _, queues := range []int{1, 6} {
+			b.Run(fmt.Sprintf("concurrency=%d/queues=%d", concurrency, queues), func(b *testing.B) {
+				benchServer(b, concurrency, queues)
+			})
+		}
+	}
+}
+
+func benchServer(b *testing.B, concurrency, queues int) {
+	rdb := testenv.Redis(b).Open(b)
+	weights := map[string]int{}
+	for i := range queues {
+		weights[fmt.Sprint("email:q", i)] = 1
+	}
+	payload := []byte(strings.Repeat("x", 300))
+	client := asynq.NewClientFromRedisClient(rdb)
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range 64 {
+		wg.Go(func() {
+			for {
+				n := int(next.Add(1))
+				if n > b.N {
+					return
+				}
+				if _, err := client.EnqueueContext(b.Context(), asynq.NewTask("t", payload), asynq.Queue(fmt.Sprint("email:q", n%queues))); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s, err := engine.NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), engine.Config{
+		Queues: weights, Concurrency: concurrency, ShutdownTimeout: 5 * time.Second,
+		RetryDelay: func(int, error, *asynq.Task) time.Duration { return time.Hour },
+		IsFailure:  func(error) bool { return true },
+	}, zerolog.Nop())
+	if err != nil {
+		b.Fatal(err)
+	}
+	before := scripts(b, rdb)
+	done := make(chan struct{})
+	var ran atomic.Int64
+	b.ResetTimer()
+	if err := s.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error {
+		if ran.Add(1) == int64(b.N) {
+			close(done)
+		}
+		return nil
+	})); err != nil {
+		b.Fatal(err)
+	}
+	<-done
+	s.Stop() // the last ends are written
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+	b.ReportMetric(float64(scripts(b, rdb)-before)/float64(b.N), "scripts/job")
+}
+
+// scripts is the number of script calls that Redis has served.
+func scripts(b *testing.B, rdb redis.UniversalClient) int {
+	b.Helper()
+	info, err := rdb.Info(b.Context(), "commandstats").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := 0
+	if _, rest, ok := strings.Cut(info, "cmdstat_evalsha:calls="); ok {
+		_, _ = fmt.Sscanf(rest, "%d", &n)
+	}
+	return n
+}

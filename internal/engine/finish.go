@@ -1,0 +1,276 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/medicalink/postroom/internal/wake"
+)
+
+const (
+	// maxFinish bounds the jobs that one script call finishes, and with them the
+	// time for which the call keeps Redis from its other clients.
+	maxFinish = 128
+
+	// finishCalls is the number of script calls under way at once. While they
+	// are, finished jobs gather for the next one.
+	finishCalls = 2
+)
+
+// finisher gathers the ends of jobs: what asynq says about one job with one
+// script call, it says about many. What it does to each is what asynq's doneCmd,
+// markAsCompleteCmd and retryCmd do.
+type finisher struct {
+	rdb     redis.Scripter
+	cluster bool // keys of several queues cannot meet in one call
+	slots   *slots
+
+	mu      sync.Mutex
+	waiting []*ending
+	calls   int
+}
+
+// An ending is one of asynq's calls, taken apart.
+type ending struct {
+	kind   string
+	job    job
+	day    string // of the statistics
+	expiry any    // of the statistics
+	score  any    // of the completed or the retry set
+	msg    any
+	failed bool // the attempt counts
+
+	err  error
+	done chan struct{}
+}
+
+func newFinisher(rdb redis.Scripter, s *slots, cluster bool) *finisher {
+	return &finisher{rdb: rdb, cluster: cluster, slots: s}
+}
+
+// newEnding takes cmd apart; its shape has been recognised.
+func newEnding(c call, cmd redis.Cmder) (*ending, error) {
+	keys, args, _ := parts(cmd)
+	id, ok := args[0].(string)
+	if !ok {
+		return nil, errors.New("finish a job: its id is not a string")
+	}
+	e := &ending{job: job{queue: queueOf(keys[0]), id: id}, done: make(chan struct{})}
+	var day any
+	switch c {
+	case doneCall:
+		e.kind, e.expiry, day = "done", args[1], keys[3]
+	case completeCall:
+		e.kind, e.expiry, e.score, e.msg, day = "complete", args[1], args[2], args[3], keys[4]
+	case retryCall:
+		e.kind, e.msg, e.score, e.expiry, day = "retry", args[1], args[2], args[3], keys[4]
+		e.failed, _ = args[4].(bool)
+	default:
+		return nil, fmt.Errorf("finish a job: call %d is not an end", c)
+	}
+	e.day, _ = day.(string)
+	return e, nil
+}
+
+// finish says that e's job ended, and returns what asynq's own script would have.
+func (f *finisher) finish(ctx context.Context, e *ending) error {
+	f.mu.Lock()
+	f.waiting = append(f.waiting, e)
+	if f.calls < finishCalls {
+		f.calls++
+		go f.flush()
+	}
+	f.mu.Unlock()
+	select {
+	case <-e.done:
+		return e.err
+	case <-ctx.Done():
+		return ctx.Err() // the end may still be written, like that of a call whose answer was lost
+	}
+}
+
+// flush sends what waits until nothing does.
+func (f *finisher) flush() {
+	for {
+		f.mu.Lock()
+		n := min(len(f.waiting), maxFinish)
+		if n == 0 {
+			f.calls--
+			f.mu.Unlock()
+			return
+		}
+		batch := f.waiting[:n:n]
+		f.waiting = f.waiting[n:]
+		if len(f.waiting) == 0 {
+			f.waiting = nil
+		}
+		f.mu.Unlock()
+		f.send(batch)
+	}
+}
+
+func (f *finisher) send(batch []*ending) {
+	groups := [][]*ending{batch}
+	if f.cluster {
+		groups = byQueue(batch)
+	}
+	jobs := make([]job, 0, len(batch))
+	for _, group := range groups {
+		f.run(group)
+		for _, e := range group {
+			jobs = append(jobs, e.job)
+		}
+	}
+	f.slots.release(jobs...)
+	for _, e := range batch {
+		close(e.done)
+	}
+}
+
+func byQueue(batch []*ending) [][]*ending {
+	var groups [][]*ending
+	index := map[string]int{}
+	for _, e := range batch {
+		i, ok := index[e.job.queue]
+		if !ok {
+			i = len(groups)
+			index[e.job.queue] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], e)
+	}
+	return groups
+}
+
+// finishScript ends many jobs.
+//
+// KEYS, for each queue and day: active, lease, completed, retry, processed,
+// failed, processed on the day, failed on the day, pending, gate, wake marker.
+// ARGV: number of queues and days, the highest value of a counter; for each of
+// them the task key prefix and the expiry of its statistics; for each job: kind,
+// queue and day (from 1), id, score, message, whether the attempt counts.
+// Returns OK, NOT FOUND or INTERNAL for each job.
+//
+// asynq looks for the id in the whole active list; here the search ends where it
+// is found, and begins with the oldest.
+var finishScript = redis.NewScript(wake.Lua + `
+local out, processed, failed = {}, {}, {}
+local groups = tonumber(ARGV[1])
+for g = 1, groups do processed[g], failed[g] = 0, 0 end
+for i = 2 * groups + 3, #ARGV, 6 do
+	local kind, g, id = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+	local k, status = 11 * (g - 1), "OK"
+	if redis.call("LREM", KEYS[k + 1], -1, id) == 0 or redis.call("ZREM", KEYS[k + 2], id) == 0 then
+		status = "NOT FOUND"
+	else
+		local key = ARGV[2 * g + 1] .. id
+		if kind == "done" then
+			if redis.call("DEL", key) == 0 then
+				status = "NOT FOUND"
+			else
+				processed[g] = processed[g] + 1
+			end
+		elseif kind == "complete" then
+			if redis.call("ZADD", KEYS[k + 3], ARGV[i + 3], id) ~= 1 then
+				status = "INTERNAL"
+			else
+				redis.call("HSET", key, "msg", ARGV[i + 4], "state", "completed")
+				processed[g] = processed[g] + 1
+			end
+		else
+			redis.call("ZADD", KEYS[k + 4], ARGV[i + 3], id)
+			redis.call("HSET", key, "msg", ARGV[i + 4], "state", "retry")
+			if ARGV[i + 5] == "1" then
+				processed[g] = processed[g] + 1
+				failed[g] = failed[g] + 1
+			end
+		end
+	end
+	out[#out + 1] = status
+end
+local function count(key, n, expiry)
+	if redis.call("INCRBY", key, n) == n then redis.call("EXPIREAT", key, expiry) end
+end
+for g = 1, groups do
+	local k, p, f = 11 * (g - 1), processed[g], failed[g]
+	if p > 0 then count(KEYS[k + 7], p, ARGV[2 * g + 2]) end
+	if f > 0 then count(KEYS[k + 8], f, ARGV[2 * g + 2]) end
+	-- asynq starts both totals anew when the number of processed jobs is full.
+	local total = p > 0 and tonumber(redis.call("GET", KEYS[k + 5]) or 0)
+	if p > 0 and total + p <= tonumber(ARGV[2]) - 4096 then
+		redis.call("INCRBY", KEYS[k + 5], p)
+		if f > 0 then redis.call("INCRBY", KEYS[k + 6], f) end
+	else
+		for n = 1, p do
+			local fails = n > p - f
+			if tonumber(redis.call("GET", KEYS[k + 5]) or 0) == tonumber(ARGV[2]) then
+				redis.call("SET", KEYS[k + 5], 1)
+				if fails then redis.call("SET", KEYS[k + 6], 1) end
+			else
+				redis.call("INCR", KEYS[k + 5])
+				if fails then redis.call("INCR", KEYS[k + 6]) end
+			end
+		end
+	end
+	-- The next job of a queue with a limit can start now, on any worker.
+	if redis.call("HEXISTS", KEYS[k + 10], "concurrency") == 1 and redis.call("EXISTS", KEYS[k + 9]) == 1 then
+		wake(KEYS[k + 11])
+	end
+end
+return out`)
+
+func (f *finisher) run(batch []*ending) {
+	type group struct{ queue, day string }
+	index := map[group]int{}
+	var keys []string
+	heads := make([]any, 0, 8)
+	items := make([]any, 0, 6*len(batch))
+	for _, e := range batch {
+		g := group{e.job.queue, e.day}
+		i, ok := index[g]
+		if !ok {
+			i = len(index) + 1
+			index[g] = i
+			p := prefixOf(g.queue)
+			// asynq's day key is …:processed:2026-01-31.
+			day := g.day[len(p+"processed"):]
+			keys = append(keys, p+"active", p+"lease", p+"completed", p+"retry", p+"processed", p+"failed",
+				g.day, p+"failed"+day, p+"pending", gateKey(g.queue), wake.Key(g.queue))
+			heads = append(heads, p+"t:", e.expiry)
+		}
+		items = append(items, e.kind, i, e.job.id, e.score, e.msg, e.failed)
+	}
+	args := append([]any{len(index), maxCount}, heads...)
+	for i, a := range items {
+		if a == nil {
+			items[i] = ""
+		}
+	}
+	reply, err := finishScript.Run(context.Background(), f.rdb, keys, append(args, items...)...).StringSlice()
+	if err == nil && len(reply) != len(batch) {
+		err = fmt.Errorf("finish jobs: %d answers for %d jobs", len(reply), len(batch))
+	}
+	for i, e := range batch {
+		switch {
+		case err != nil:
+			e.err = err
+		case reply[i] != "OK":
+			e.err = scriptError(reply[i])
+		}
+	}
+}
+
+// maxCount is where asynq starts its totals anew.
+const maxCount = int64(1<<63 - 1)
+
+// scriptError is an error that asynq's script answers with.
+type scriptError string
+
+func (e scriptError) Error() string { return string(e) }
+
+// RedisError marks e as an answer, as go-redis marks its own.
+func (scriptError) RedisError() {}

@@ -1,0 +1,341 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+
+	"github.com/medicalink/postroom/internal/wake"
+)
+
+const (
+	// lookInterval is how often a process looks whether a job waits that nobody
+	// announced: a stock client's, the dashboard's, one whose marker was lost. A
+	// quarter more at random keeps a fleet out of step.
+	lookInterval = time.Second
+
+	// listenTime is how long one BLPOP waits for a marker.
+	listenTime = 10 * time.Second
+
+	// unblockInterval is how often the end of a wait is asked for at shutdown.
+	unblockInterval = 20 * time.Millisecond
+
+	// callTimeout bounds the watcher's other calls.
+	callTimeout = 3 * time.Second
+)
+
+// watcher knows when there is work: it listens to the markers of producers while
+// the fetcher is idle, brings delayed jobs into their queues when they are due,
+// and looks by itself once in a while. These three take the place of asynq's
+// polling, which its fetch and forward loops would do for each queue.
+type watcher struct {
+	rdb     redis.UniversalClient
+	fetch   *fetcher
+	log     zerolog.Logger
+	cluster bool
+
+	stopping <-chan struct{}
+	poke     chan struct{} // a delayed job is due soon
+	quiet    atomic.Bool   // the last look found no job at all
+	wg       sync.WaitGroup
+}
+
+func newWatcher(rdb redis.UniversalClient, f *fetcher, stopping <-chan struct{}, log zerolog.Logger) *watcher {
+	return &watcher{rdb: rdb, fetch: f, cluster: f.cluster, stopping: stopping, poke: make(chan struct{}, 1), log: log}
+}
+
+func (w *watcher) start() {
+	w.wg.Go(w.run)
+	if !w.cluster {
+		w.wg.Go(func() { w.listen(w.fetch.queues) })
+		return
+	}
+	// One BLPOP cannot wait for keys of several slots.
+	for i := range w.fetch.queues {
+		w.wg.Go(func() { w.listen(w.fetch.queues[i : i+1]) })
+	}
+}
+
+// stop waits for the watcher to end. A connection that hangs is left to its
+// timeout.
+func (w *watcher) stop() {
+	ended := make(chan struct{})
+	go func() {
+		w.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(callTimeout):
+	}
+}
+
+func (w *watcher) stopped() bool {
+	select {
+	case <-w.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// run forwards delayed jobs at their time and looks for unannounced work.
+func (w *watcher) run() {
+	due := time.Time{} // of the next delayed job that is ours to forward
+	next := time.Now() // look
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		at := next
+		if !due.IsZero() && due.Before(at) {
+			at = due
+		}
+		timer.Reset(time.Until(at))
+		forward := false
+		select {
+		case <-w.stopping:
+			return
+		case <-w.poke:
+			forward = true
+		case <-timer.C:
+			forward = !due.IsZero() && !time.Now().Before(due)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		var err error
+		if now := time.Now(); !now.Before(next) {
+			next = now.Add(lookInterval + rand.N(lookInterval/4))
+			var n int64
+			n, err = w.count(ctx)
+			forward = forward || n > 0
+			w.quiet.Store(err == nil && n == 0)
+		}
+		if err == nil && forward {
+			if !due.IsZero() && !time.Now().Before(due) {
+				due = time.Time{}
+			}
+			var found finding
+			if found, err = w.forward(ctx); err == nil {
+				if at := time.Now().Add(found.due); found.due >= 0 && (due.IsZero() || at.Before(due)) {
+					due = at
+				}
+				if found.waiting {
+					w.fetch.wake()
+				}
+			}
+		}
+		cancel()
+		if err != nil {
+			// The next look tries again; asynq's own calls log and back off.
+			w.log.Debug().Err(err).Msg("could not look for work")
+		}
+	}
+}
+
+// count returns how many of the keys exist that hold jobs for this process:
+// pending, delayed, running or left by a dead worker. One command, so that a large
+// idle fleet costs Redis next to nothing.
+func (w *watcher) count(ctx context.Context) (int64, error) {
+	if !w.cluster {
+		var keys []string
+		for _, q := range w.fetch.queues {
+			keys = append(keys, jobKeys(q.name)...)
+		}
+		return w.rdb.Exists(ctx, keys...).Result()
+	}
+	counts := make([]*redis.IntCmd, len(w.fetch.queues))
+	if _, err := w.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, q := range w.fetch.queues {
+			counts[i] = p.Exists(ctx, jobKeys(q.name)...)
+		}
+		return nil
+	}); err != nil {
+		return 0, err
+	}
+	n := int64(0)
+	for _, c := range counts {
+		n += c.Val()
+	}
+	return n, nil
+}
+
+func jobKeys(queue string) []string {
+	p := prefixOf(queue)
+	return []string{p + "pending", p + "scheduled", p + "retry", p + "lease"}
+}
+
+// listen waits for markers whenever the fetcher is idle.
+func (w *watcher) listen(queues []queue) {
+	var line line
+	defer line.close()
+	failures := 0
+	for {
+		for !w.fetch.waiting.Load() {
+			select {
+			case <-w.fetch.idle:
+			case <-w.stopping:
+				return
+			}
+		}
+		if w.stopped() {
+			return
+		}
+		key, err := line.pop(w, queues)
+		switch {
+		case w.stopped():
+			w.pass(key)
+			return
+		case err == nil:
+			failures = 0
+			w.heard(key, queues)
+		case !errors.Is(err, redis.Nil):
+			failures = min(failures+1, 8)
+			w.rest(failures)
+		}
+	}
+}
+
+// heard acts on a marker. One that this process can do nothing with goes back,
+// for another.
+func (w *watcher) heard(key string, queues []queue) {
+	for _, q := range queues {
+		switch key {
+		case wake.DelayedKey(q.name):
+			select {
+			case w.poke <- struct{}{}:
+			default:
+			}
+			return
+		case wake.Key(q.name):
+			if n, _ := w.fetch.open(q); n < 1 || !w.fetch.wake() {
+				w.pass(key)
+			}
+			return
+		}
+	}
+}
+
+var passScript = redis.NewScript(wake.Lua + `wake(KEYS[1])`)
+
+// pass sets a marker that was taken and not used. If it fails the look of another
+// worker finds the job.
+func (w *watcher) pass(key string) {
+	if key == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	if err := passScript.Run(ctx, w.rdb, []string{key}).Err(); err != nil && !errors.Is(err, redis.Nil) {
+		w.log.Debug().Err(err).Msg("could not pass a wake-up on")
+	}
+}
+
+// rest waits after a failure, longer each time, half of it at random.
+func (w *watcher) rest(failures int) {
+	t := time.NewTimer(backoff(failures))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-w.stopping:
+	}
+}
+
+// line is a connection on which one listener waits for markers. It knows its id,
+// so that another connection can end the wait.
+type line struct {
+	node *redis.Client
+	conn *redis.Conn
+	id   int64
+}
+
+// pop waits for a marker of queues that this process has slots for, and returns
+// its key.
+func (l *line) pop(w *watcher, queues []queue) (string, error) {
+	var keys []string
+	for _, q := range queues {
+		if n, _ := w.fetch.open(q); n > 0 {
+			keys = append(keys, wake.Key(q.name))
+		}
+	}
+	for _, q := range queues {
+		keys = append(keys, wake.DelayedKey(q.name))
+	}
+	if err := l.open(w.rdb, keys[0]); err != nil {
+		return "", err
+	}
+	done := make(chan struct{})
+	defer close(done)
+	node, id := l.node, l.id
+	w.wg.Go(func() { w.endAtStop(node, id, done) })
+	reply, err := l.conn.BLPop(context.Background(), listenTime, keys...).Result()
+	if err != nil {
+		if !errors.Is(err, redis.Nil) {
+			l.close()
+		}
+		return "", err
+	}
+	return reply[0], nil
+}
+
+// endAtStop ends the wait of connection id at shutdown. The command may be on its
+// way yet, so the end is repeated.
+func (w *watcher) endAtStop(node *redis.Client, id int64, done <-chan struct{}) {
+	select {
+	case <-done:
+		return
+	case <-w.stopping:
+	}
+	tick := time.NewTicker(unblockInterval)
+	defer tick.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	for {
+		_ = node.ClientUnblock(ctx, id).Err() // the next tick tries again
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (l *line) open(rdb redis.UniversalClient, key string) error {
+	if l.conn != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	switch c := rdb.(type) {
+	case *redis.ClusterClient:
+		node, err := c.MasterForKey(ctx, key)
+		if err != nil {
+			return err
+		}
+		l.node = node
+	case *redis.Client:
+		l.node = c
+	default:
+		return errors.New("listen for work: the client is neither a *redis.Client nor a *redis.ClusterClient")
+	}
+	conn := l.node.Conn()
+	id, err := conn.ClientID(ctx).Result()
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	l.conn, l.id = conn, id
+	return nil
+}
+
+func (l *line) close() {
+	if l.conn != nil {
+		_ = l.conn.Close()
+		l.conn = nil
+	}
+}
