@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,12 +22,23 @@ type job struct {
 	frame *frame // nil: asynq has to send the job itself
 	msg   []byte // the job in asynq's form, if there is a frame
 
-	claimed   bool // the record of its key is this job's own
-	confirmed bool // the record of its key was confirmed before
+	place     int64 // of EnqueueMany's jobs, from 1, those left out that were never composed
+	claimed   bool  // the record of its key is this job's own
+	confirmed bool  // the record of its key was confirmed before
 
 	settled bool // result is final
 	result  Result
+
+	// fate is decided once, by whoever comes first: the batch that sends the job,
+	// or the call that no longer waits for it.
+	fate atomic.Int32
 }
+
+const (
+	fateOpen int32 = iota
+	fateSent
+	fateWithdrawn
+)
 
 type header struct{ key, value string }
 

@@ -5,13 +5,22 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
-// Bounds of EnqueueMany: calls that run at the same time, and items that have
-// been read but not yet reported.
+// Bounds of EnqueueMany: items that have been read but not yet reported, and about
+// how many bytes their jobs may have. One job may be larger than that.
 const (
-	manyCalls  = 64
-	manyWindow = 256
+	manyWindow = 1024
+	manyBytes  = 8 << 20
+)
+
+// A batch of EnqueueMany leaves when it has manyBatch jobs, or when no more can
+// join it: the input has ended, the window is full, or manyLinger is over.
+const (
+	manyBatch  = 128
+	manyLinger = time.Millisecond
 )
 
 // An Item is one message of EnqueueMany.
@@ -29,64 +38,179 @@ type Result struct {
 
 // EnqueueMany enqueues items, many at a time, as the returned sequence is
 // consumed, and yields every item's position and result in the order of the
-// input. A failing item does not stop the others. Jobs that go into the queue
-// within one window can change places there.
+// input. A failing item does not stop the others. Jobs that go into the same
+// queue and may run at once are fetched in the order of the input, unless
+// another producer puts jobs of the same idempotency keys there.
 //
-// At most 256 items are in memory, so items can be endless. It is read in the
-// caller's goroutine: a result waits while items waits for its next one. When
-// ctx ends, reading stops, and what has been read is still reported. After the
-// loop, also one left by break, no goroutine remains; items that were read but
-// not yet reported may or may not have been enqueued.
+// At most 1024 items are in memory, and about 8 MiB of jobs or a single larger one, so items
+// can be endless. It is read in the caller's goroutine: a result waits while
+// items waits for its next one. An item waits up to a millisecond for others
+// that share its way. When ctx ends, reading stops, and what has been read is still
+// reported. After the loop, also one left by break, no goroutine remains; items
+// that were read but not yet reported may or may not have been enqueued.
 func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts ...Option) iter.Seq2[int, Result] {
 	return func(yield func(int, Result) bool) {
-		type call struct {
-			item Item
-			done chan Result
-		}
 		ctx, cancel := context.WithCancel(ctx)
-		work := make(chan call, manyWindow)
+		b := &belt{changed: make(chan struct{}, 1), landed: make(chan struct{}, 1)}
 		var wg sync.WaitGroup
+		wg.Go(func() { p.ship(ctx, b) })
 		defer wg.Wait()
-		defer close(work)
+		defer b.close()
 		defer cancel()
 
-		serve := func() {
-			for c := range work {
-				var r Result
-				r.Receipt, r.Err = p.SendEmail(ctx, c.item.Email, slices.Concat(opts, c.item.Options)...)
-				c.done <- r
+		var window []*job // read and not reported, oldest first
+		index, bytes := 0, 0
+		// report yields what is settled, and waits for the oldest first if it has to.
+		report := func(wait bool) (more bool) {
+			for len(window) > 0 && (wait || b.done(window[0])) {
+				j := window[0]
+				b.await(j)
+				window = window[1:]
+				bytes -= j.size()
+				index++
+				if !yield(index-1, j.result) {
+					return false
+				}
+				wait = wait && (len(window) >= manyWindow || bytes >= manyBytes)
 			}
-		}
-		var window []chan Result // of the items read and not reported, oldest first
-		index, calls := 0, 0
-		report := func() bool {
-			r := <-window[0]
-			window = window[1:]
-			index++
-			return yield(index-1, r)
+			return true
 		}
 		for item := range items {
-			done := make(chan Result, 1)
-			window = append(window, done)
-			work <- call{item, done}
-			if calls < manyCalls {
-				calls++
-				wg.Go(serve)
+			all := opts
+			if len(item.Options) > 0 {
+				all = slices.Concat(opts, item.Options)
 			}
-			// Report what is ready, and wait only if the window is full.
-			for len(window) == manyWindow || len(window) > 0 && len(window[0]) > 0 {
-				if !report() {
-					return
-				}
+			j, err := p.compose(ctx, item.Email, all)
+			if err != nil {
+				j = &job{settled: true, result: Result{Err: err}}
+			} else {
+				b.add(j)
+			}
+			window = append(window, j)
+			bytes += j.size()
+			if !report(len(window) >= manyWindow || bytes >= manyBytes) {
+				return
 			}
 			if ctx.Err() != nil {
 				break
 			}
 		}
+		b.close()
 		for len(window) > 0 {
-			if !report() {
+			if !report(true) {
 				return
 			}
 		}
+	}
+}
+
+// A belt carries jobs from the goroutine that composes them to the one that ships
+// them, in order.
+type belt struct {
+	added   int64         // owned by the goroutine that composes
+	shipped atomic.Int64  // jobs that are settled
+	landed  chan struct{} // has an element when shipped has changed
+
+	mu      sync.Mutex // guards what follows
+	jobs    []*job
+	bytes   int
+	urgent  bool          // somebody waits for the jobs
+	closed  bool          // no more will be added
+	changed chan struct{} // has an element when there is a reason to look
+}
+
+// notify puts an element into c unless there is one.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (b *belt) add(j *job) {
+	b.added++
+	j.place = b.added
+	b.mu.Lock()
+	b.jobs = append(b.jobs, j)
+	b.bytes += j.size()
+	look := len(b.jobs) == 1 || len(b.jobs) == manyBatch || b.bytes >= batchBytes
+	b.mu.Unlock()
+	if look {
+		notify(b.changed)
+	}
+}
+
+func (b *belt) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	notify(b.changed)
+}
+
+// done reports whether j is settled.
+func (b *belt) done(j *job) bool { return b.shipped.Load() >= j.place }
+
+// await waits until j is settled.
+func (b *belt) await(j *job) {
+	for !b.done(j) {
+		b.mu.Lock()
+		b.urgent = len(b.jobs) > 0
+		b.mu.Unlock()
+		notify(b.changed)
+		<-b.landed
+	}
+}
+
+// look says what there is to do: ship a batch, or wait for more jobs, or end.
+func (b *belt) look() (jobs, ready, ended bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	jobs = len(b.jobs) > 0
+	return jobs, len(b.jobs) >= manyBatch || b.bytes >= batchBytes || b.urgent || b.closed, b.closed && !jobs
+}
+
+// take returns the next batch.
+func (b *belt) take() []*job {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n, bytes := batchOf(len(b.jobs), func(i int) int { return b.jobs[i].size() })
+	batch := b.jobs[:n:n]
+	b.jobs = b.jobs[n:]
+	b.bytes -= bytes
+	b.urgent = false
+	return batch
+}
+
+// ship delivers what is put on b until it is closed.
+func (p *Producer) ship(ctx context.Context, b *belt) {
+	linger := time.NewTimer(0)
+	defer linger.Stop()
+	<-linger.C
+	for lingering := false; ; {
+		jobs, ready, ended := b.look()
+		if ended {
+			return
+		}
+		if !jobs {
+			<-b.changed
+			continue
+		}
+		if !ready && !lingering {
+			lingering = true
+			linger.Reset(manyLinger)
+		}
+		if !ready {
+			select {
+			case <-b.changed:
+				continue
+			case <-linger.C:
+			}
+		}
+		linger.Stop()
+		lingering = false
+		batch := b.take()
+		p.deliver(ctx, batch)
+		b.shipped.Add(int64(len(batch)))
+		notify(b.landed)
 	}
 }

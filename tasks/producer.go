@@ -43,7 +43,8 @@ type Receipt struct {
 }
 
 // A Producer puts jobs into Redis. It is safe for use by many goroutines, and
-// owns neither the connection nor any goroutine, so there is nothing to close.
+// owns neither the connection nor, while no call is under way, any goroutine, so
+// there is nothing to close. Concurrent calls share round trips.
 type Producer struct {
 	rdb       redis.UniversalClient
 	composer  *asynq.Client // has no Redis: see probe
@@ -57,6 +58,8 @@ type Producer struct {
 	mu        sync.Mutex           // guards what follows
 	announced map[string]time.Time // by queue
 	frames    map[shape]*frame
+
+	line line
 }
 
 // A ProducerOption sets a property of a Producer.
@@ -122,24 +125,8 @@ func (p *Producer) SendEmail(ctx context.Context, email Email, opts ...Option) (
 	if err != nil {
 		return Receipt{}, err
 	}
-	p.deliver(ctx, []*job{j})
-	return j.result.Receipt, j.result.Err
-}
-
-// deliver settles jobs, in as few round trips as there are phases: claim the
-// idempotency keys, enqueue, confirm the keys.
-func (p *Producer) deliver(ctx context.Context, jobs []*job) {
-	var keyed []*job
-	for _, j := range jobs {
-		if j.key != "" {
-			keyed = append(keyed, j)
-		}
-	}
-	p.claim(ctx, keyed)
-	if taken := p.enqueue(ctx, jobs); len(taken) > 0 {
-		p.resolve(ctx, jobs, taken)
-	}
-	p.confirm(ctx, keyed)
+	r := p.commit(ctx, j)
+	return r.Receipt, r.Err
 }
 
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)

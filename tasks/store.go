@@ -12,12 +12,21 @@ import (
 	"github.com/medicalink/postroom/internal/wake"
 )
 
-// batchJobs and batchBytes bound what one script call carries. Redis serves
-// nobody else while it runs one: 256 jobs are about a millisecond.
-const (
-	batchJobs  = 256
-	batchBytes = 1 << 20
-)
+// deliver settles jobs, in as few round trips as there are phases: claim the
+// idempotency keys, enqueue, confirm the keys.
+func (p *Producer) deliver(ctx context.Context, jobs []*job) {
+	var keyed []*job
+	for _, j := range jobs {
+		if j.key != "" {
+			keyed = append(keyed, j)
+		}
+	}
+	p.claim(ctx, keyed)
+	if taken := p.enqueue(ctx, jobs); len(taken) > 0 {
+		p.resolve(ctx, jobs, taken)
+	}
+	p.confirm(ctx, keyed)
+}
 
 // enqueueMany does for each of many jobs of one queue exactly what asynq's own
 // enqueue and schedule scripts do, in their order: with one EXISTS for all that are
@@ -88,6 +97,12 @@ func (p *Producer) enqueue(ctx context.Context, jobs []*job) (taken []*job) {
 		switch {
 		case j.settled:
 			continue
+		case ctx.Err() != nil:
+			j.refuse(ctx.Err())
+			continue
+		case !j.fate.CompareAndSwap(fateOpen, fateSent):
+			j.refuse(context.Canceled) // withdrawn: nobody asks for the result
+			continue
 		case j.frame == nil:
 			if p.enqueueByAsynq(ctx, j) {
 				taken = append(taken, j)
@@ -106,7 +121,9 @@ func (p *Producer) enqueue(ctx context.Context, jobs []*job) (taken []*job) {
 		}
 		g.jobs = append(g.jobs, j)
 	}
-	p.send(ctx, groups)
+	if len(groups) > 0 {
+		p.send(ctx, groups)
+	}
 	for _, g := range groups {
 		taken = append(taken, g.settle()...)
 	}
