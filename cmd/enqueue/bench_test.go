@@ -20,11 +20,7 @@ func BenchmarkMailing_Run(b *testing.B) {
 		b.Fatal(err)
 	}
 	client := testenv.Redis(b).Open(b)
-	piped, err := client.AutoPipeline()
-	if err != nil {
-		b.Fatal(err)
-	}
-	producer, err := tasks.NewProducer(piped, tasks.FromService("enqueue"))
+	producer, err := tasks.NewProducer(client, tasks.FromService("enqueue"))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -308,11 +308,7 @@ func TestMailing_Run_RedisDies(t *testing.T) {
 	const count = 20_000
 	server := testenv.Redis(t, testenv.AOF())
 	client := server.Open(t)
-	piped, err := client.AutoPipeline()
-	if err != nil {
-		t.Fatal(err)
-	}
-	producer, err := tasks.NewProducer(piped, tasks.FromService("enqueue"))
+	producer, err := tasks.NewProducer(client, tasks.FromService("enqueue"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,13 +52,7 @@ func openProducer(ctx context.Context, cfg config.Config) (*tasks.Producer, *red
 	if err != nil {
 		return nil, nil, err
 	}
-	// The producer's calls run side by side; their commands share round trips. Measured on bulk: half the
-	// time at half the CPU. Closing the client closes this too.
-	piped, err := client.AutoPipeline()
-	if err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("pipeline commands: %w", err), client.Close())
-	}
-	producer, err := tasks.NewProducer(piped,
+	producer, err := tasks.NewProducer(client,
 		tasks.FromService(cfg.Service), tasks.Namespace(cfg.Namespace))
 	if err != nil {
 		return nil, nil, errors.Join(err, client.Close())
