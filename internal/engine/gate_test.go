@@ -8,11 +8,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
 
 	"github.com/medicalink/postroom/internal/engine"
 	"github.com/medicalink/postroom/internal/testenv"
@@ -638,4 +641,302 @@ func TestGate_RedisAway(t *testing.T) {
 	if n := exists(t, rdb, pausedKeys(gated)...); n != 0 {
 		t.Errorf("%d keys were written", n)
 	}
+}
+
+// The tests below hold the workers' fetch to what the gate says.
+
+// crew is one server or more in this process, whose jobs are counted.
+type crew struct {
+	rdb     *rediskit.Client
+	gate    *engine.Gate
+	release chan struct{} // jobs of the gated queue that may end; closed: all
+
+	running, peak, started, opened atomic.Int64
+
+	mu     sync.Mutex
+	starts []time.Time // of the gated queue's jobs
+}
+
+func newCrew(t *testing.T, rdb *rediskit.Client) *crew {
+	t.Helper()
+	for _, q := range []string{gated, open} {
+		if err := rdb.SAdd(t.Context(), "asynq:queues", q).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &crew{rdb: rdb, gate: engine.NewGate(rdb), release: make(chan struct{})}
+}
+
+// free lets jobs end as they come.
+func (c *crew) free() *crew {
+	close(c.release)
+	return c
+}
+
+func (c *crew) start(t *testing.T, servers, concurrency int) {
+	t.Helper()
+	for i := range servers {
+		cfg := config()
+		cfg.Queues = map[string]int{gated: 1, open: 1}
+		cfg.Concurrency = concurrency
+		log := zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)
+		s := newServer(t, c.rdb.Dedicated("test-"+strconv.Itoa(i)), c.rdb, cfg, log)
+		if err := s.Start(asynq.HandlerFunc(c.work)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Stop)
+	}
+}
+
+func (c *crew) work(ctx context.Context, _ *asynq.Task) error {
+	if q, _ := asynq.GetQueueName(ctx); q == open {
+		c.opened.Add(1)
+		return nil
+	}
+	now := time.Now()
+	n := c.running.Add(1)
+	defer c.running.Add(-1)
+	for p := c.peak.Load(); n > p && !c.peak.CompareAndSwap(p, n); p = c.peak.Load() {
+	}
+	c.mu.Lock()
+	c.starts = append(c.starts, now)
+	c.mu.Unlock()
+	c.started.Add(1)
+	select {
+	case <-c.release:
+	case <-ctx.Done():
+	}
+	time.Sleep(time.Millisecond) // work, or jobs would hardly ever meet
+	return nil
+}
+
+func (c *crew) waiting(t *testing.T) int {
+	t.Helper()
+	return stateOf(t, c.gate, gated).Waiting
+}
+
+// rounds makes the servers fetch, again and again, and returns when they did:
+// what they may take of the gated queue they have taken then.
+func (c *crew) rounds(t *testing.T) {
+	t.Helper()
+	for range 20 {
+		n := c.opened.Load()
+		put(t, c.rdb, open, 1)
+		if err := c.rdb.Eval(t.Context(), wake.Lua+`wake(KEYS[1])`, []string{wake.Key(open)}).Err(); err != nil && !errors.Is(err, redis.Nil) {
+			t.Fatal(err)
+		}
+		eventually(t, "a job of the open queue runs", func() bool { return c.opened.Load() == n+1 })
+	}
+}
+
+func (c *crew) firstStart(t *testing.T) time.Time {
+	t.Helper()
+	eventually(t, "a job starts", func() bool { return c.started.Load() > 0 })
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.starts[0]
+}
+
+// keepsTo checks that, but for the first jobs, no more had started at any time
+// than a bucket that was full at from could give.
+func (c *crew) keepsTo(t *testing.T, from time.Time, first int, rate, burst float64) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	slices.SortFunc(c.starts, time.Time.Compare)
+	for i, at := range c.starts[first:] {
+		elapsed := at.Round(0).Sub(from).Seconds() // by the clock that Redis has too
+		if n := float64(i + 1); n > burst+rate*elapsed {
+			t.Fatalf("%v jobs had started after %.3f s, want no more than %v + %v × %.3f", n, elapsed, burst, rate, elapsed)
+		}
+	}
+}
+
+func TestServer_StartsNothingWhilePaused(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t)).free()
+	put(t, c.rdb, gated, 20)
+	pause(t, c.gate, gated, engine.Pause{})
+	c.start(t, 1, 4)
+	c.rounds(t)
+	if n, w := c.started.Load(), c.waiting(t); n != 0 || w != 20 {
+		t.Errorf("%d jobs started and %d wait in the pause, want 0 and 20", n, w)
+	}
+	if _, err := c.gate.Resume(t.Context(), gated); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == 20 })
+}
+
+// The moment the pause is in Redis nothing more is taken.
+func TestServer_TakesNothingAfterAPause(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t))
+	const jobs = 50
+	put(t, c.rdb, gated, jobs)
+	c.start(t, 2, 4)
+	for range 5 {
+		c.release <- struct{}{}
+	}
+	pause(t, c.gate, gated, engine.Pause{})
+	left := c.waiting(t)
+	close(c.release)
+	c.rounds(t)
+	if w := c.waiting(t); w != left || left == 0 {
+		t.Errorf("%d jobs wait, %d did when the pause began", w, left)
+	}
+	eventually(t, "what was taken has run", func() bool { return c.started.Load() == int64(jobs-left) && c.running.Load() == 0 })
+	if _, err := c.gate.Resume(t.Context(), gated); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == jobs })
+}
+
+// Nobody tells the workers that a pause is over.
+func TestServer_GoesOnAfterATimedPause(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t)).free()
+	put(t, c.rdb, gated, 10)
+	until := redisTime(t, c.rdb).Add(2 * time.Second)
+	pause(t, c.gate, gated, engine.Pause{Until: until})
+	c.start(t, 1, 4)
+	if at := c.firstStart(t); at.Before(until) {
+		t.Errorf("a job started at %v, in a pause until %v", at, until)
+	}
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == 10 })
+}
+
+func TestServer_KeepsToTheFleetsConcurrency(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t))
+	const jobs, slots = 300, 3
+	put(t, c.rdb, gated, jobs)
+	limit(t, c.gate, gated, engine.Limits{Concurrency: slots})
+	c.start(t, 2, 8)
+	eventually(t, "all slots are used", func() bool { return c.running.Load() == slots })
+	c.rounds(t) // the other queue is not held up, and no slot too many is used
+	if s := stateOf(t, c.gate, gated); s.Running != slots || s.Waiting != jobs-slots {
+		t.Errorf("%d running and %d waiting, want %d and %d", s.Running, s.Waiting, slots, jobs-slots)
+	}
+	close(c.release)
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == jobs && c.running.Load() == 0 })
+	if n := c.peak.Load(); n != slots {
+		t.Errorf("%d jobs ran at once, want %d", n, slots)
+	}
+}
+
+// A raised limit acts while all slots are taken: no job ends that could cause
+// another look. A lowered one stops nothing and starts nothing.
+func TestServer_FollowsAChangedConcurrency(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t))
+	const jobs = 30
+	put(t, c.rdb, gated, jobs)
+	limit(t, c.gate, gated, engine.Limits{Concurrency: 1})
+	c.start(t, 2, 5)
+	eventually(t, "the slot is used", func() bool { return c.running.Load() == 1 })
+	limit(t, c.gate, gated, engine.Limits{Concurrency: 4})
+	eventually(t, "the new slots are used", func() bool { return c.running.Load() == 4 })
+	limit(t, c.gate, gated, engine.Limits{Concurrency: 2})
+	c.release <- struct{}{}
+	c.release <- struct{}{}
+	eventually(t, "two jobs have ended", func() bool { return stateOf(t, c.gate, gated).Running == 2 })
+	c.rounds(t)
+	if n := c.started.Load(); n != 4 {
+		t.Errorf("%d jobs started, want 4: the lowered limit is used up", n)
+	}
+	c.release <- struct{}{}
+	eventually(t, "a slot is used again", func() bool { return c.started.Load() == 5 })
+	limit(t, c.gate, gated, engine.Limits{})
+	eventually(t, "all workers are busy", func() bool { return c.running.Load() == 10 })
+	close(c.release)
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == jobs })
+}
+
+func TestServer_KeepsToTheRate(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t)).free()
+	const jobs, rate, burst = 110, 50.0, 5.0
+	put(t, c.rdb, gated, jobs)
+	from := redisTime(t, c.rdb)
+	limit(t, c.gate, gated, engine.Limits{Rate: rate, Burst: burst})
+	c.start(t, 2, 8)
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == jobs })
+	c.keepsTo(t, from, 0, rate, burst)
+}
+
+// A worker that waits for a token a quarter of an hour away hears of a better rate.
+func TestServer_FollowsARaisedRate(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t)).free()
+	put(t, c.rdb, gated, 20)
+	limit(t, c.gate, gated, engine.Limits{Rate: 0.001, Burst: 1})
+	c.start(t, 1, 4)
+	eventually(t, "the burst is used", func() bool { return c.started.Load() == 1 })
+	c.rounds(t)
+	if n := c.started.Load(); n != 1 {
+		t.Errorf("%d jobs started, want the burst of 1", n)
+	}
+	limit(t, c.gate, gated, engine.Limits{Rate: 1000, Burst: 1})
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == 20 })
+}
+
+// The leases of a worker that crashed hold its slots, and no longer than they last.
+func TestServer_GetsTheSlotsOfACrashedWorkerBack(t *testing.T) {
+	t.Parallel()
+	for name, lasts := range map[string]time.Duration{"over": -5 * time.Second, "for two seconds more": 2 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCrew(t, testenv.Redis(t).Open(t))
+			put(t, c.rdb, gated, 5)
+			limit(t, c.gate, gated, engine.Limits{Concurrency: 2})
+			end := time.Unix(redisTime(t, c.rdb).Add(lasts).Unix(), 0)
+			for _, id := range []string{"lost-1", "lost-2"} {
+				if err := c.rdb.ZAdd(t.Context(), "asynq:{"+gated+"}:lease", redis.Z{Score: float64(end.Unix()), Member: id}).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.start(t, 1, 8)
+			if at := c.firstStart(t); at.Before(end) {
+				t.Errorf("a job started at %v, all slots were taken until %v", at, end)
+			}
+			eventually(t, "both slots are used", func() bool { return c.running.Load() == 2 })
+			close(c.release)
+			eventually(t, "all jobs ran", func() bool { return c.started.Load() == 5 })
+			if n := c.peak.Load(); n != 2 {
+				t.Errorf("%d jobs ran at once, want 2", n)
+			}
+		})
+	}
+}
+
+// On a cluster the fetch goes queue by queue, each with its own gate.
+func TestServer_KeepsToTheGateOnCluster(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Cluster(t).Open(t))
+	const jobs, slots, rate, burst = 60, 2, 40.0, 3.0
+	put(t, c.rdb, gated, jobs)
+	pause(t, c.gate, gated, engine.Pause{})
+	c.start(t, 2, 4)
+	c.rounds(t)
+	if n := c.started.Load(); n != 0 {
+		t.Errorf("%d jobs started in the pause", n)
+	}
+	limit(t, c.gate, gated, engine.Limits{Concurrency: slots})
+	if _, err := c.gate.Resume(t.Context(), gated); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all slots are used", func() bool { return c.running.Load() == slots })
+	c.rounds(t)
+	if s := stateOf(t, c.gate, gated); s.Running != slots || s.Waiting != jobs-slots {
+		t.Errorf("%d running and %d waiting, want %d and %d", s.Running, s.Waiting, slots, jobs-slots)
+	}
+	from := redisTime(t, c.rdb)
+	limit(t, c.gate, gated, engine.Limits{Concurrency: slots, Rate: rate, Burst: burst})
+	close(c.release)
+	eventually(t, "all jobs ran", func() bool { return c.started.Load() == jobs && c.running.Load() == 0 })
+	if n := c.peak.Load(); n != slots {
+		t.Errorf("%d jobs ran at once, want %d", n, slots)
+	}
+	c.keepsTo(t, from, slots, rate, burst)
 }
