@@ -40,7 +40,9 @@ func (p *Producer) deliver(ctx context.Context, jobs []*job) {
 //
 // It returns the positions, from 0, of the jobs whose id was taken: those were
 // left alone.
-var enqueueMany = redis.NewScript(wake.Lua + `
+var enqueueMany = redis.NewScript(enqueueManyLua)
+
+const enqueueManyLua = wake.Lua + `
 local call, KEYS, ARGV = redis.call, KEYS, ARGV
 local taken, ready, seen, soonest = {}, {}, {}, nil
 local fresh = call("EXISTS", unpack(KEYS, 6)) == 0
@@ -77,7 +79,7 @@ if soonest then
 	end
 end
 return taken
-`)
+`
 
 // A group is the jobs of a batch that go into one queue, by one script call: on a
 // cluster, queues live apart.
