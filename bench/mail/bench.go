@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/medicalink/postroom/bench/internal/child"
+	"github.com/medicalink/postroom/bench/internal/report"
 	"github.com/medicalink/postroom/rediskit"
 )
 
@@ -24,7 +26,7 @@ const roundLimit = 3 * time.Minute
 
 // bench is everything that runs: Redis, the sink and the systems to measure.
 type bench struct {
-	redis, sink *process
+	redis, sink *child.Process
 	redisPort   int
 	smtpPort    int
 	control     string // the sink's
@@ -37,7 +39,7 @@ type bench struct {
 type system struct {
 	name   string
 	jobs   int // a round
-	worker *process
+	worker *child.Process
 	queue  queue
 	rounds []measurement
 }
@@ -74,7 +76,7 @@ type sinkStats struct {
 }
 
 func start(ctx context.Context, o options, work string, stderr io.Writer) (b *bench, err error) {
-	b = &bench{load: load()}
+	b = &bench{load: report.Load()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.stop())
@@ -99,9 +101,10 @@ func start(ctx context.Context, o options, work string, stderr io.Writer) (b *be
 	if err := build.Run(); err != nil {
 		return b, fmt.Errorf("build worker and sink: %w", err)
 	}
-	if err := b.startRedis(ctx, o, work); err != nil {
+	if b.redis, b.redisPort, err = child.Redis(ctx, work, o.aof); err != nil {
 		return b, err
 	}
+	b.add(b.redis)
 	if err := b.startSink(ctx, work); err != nil {
 		return b, err
 	}
@@ -133,32 +136,7 @@ func (b *bench) stop() error {
 	return errors.Join(errs...)
 }
 
-func (b *bench) add(p *process) { b.stops = append(b.stops, p.stop) }
-
-func (b *bench) startRedis(ctx context.Context, o options, work string) (err error) {
-	if b.redisPort, err = freePort(); err != nil {
-		return err
-	}
-	aof := "no"
-	if o.aof {
-		aof = "yes"
-	}
-	b.redis, err = spawn(work, "redis", false, nil, "redis-server", "--port", strconv.Itoa(b.redisPort),
-		"--bind", "127.0.0.1", "--save", "", "--appendonly", aof, "--dir", work)
-	if err != nil {
-		return err
-	}
-	b.add(b.redis)
-	limit, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	return poll(limit, 20*time.Millisecond, func() (bool, error) {
-		conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(b.redisPort)))
-		if err != nil {
-			return false, b.redis.alive()
-		}
-		return true, conn.Close()
-	})
-}
+func (b *bench) add(p *child.Process) { b.stops = append(b.stops, p.Stop) }
 
 func (b *bench) redisConfig() rediskit.Config {
 	cfg, err := rediskit.ParseURL(b.redisURL())
@@ -172,11 +150,11 @@ func (b *bench) redisConfig() rediskit.Config {
 func (b *bench) redisURL() string { return fmt.Sprintf("redis://127.0.0.1:%d", b.redisPort) }
 
 func (b *bench) startSink(ctx context.Context, work string) (err error) {
-	if b.sink, err = spawn(work, "sink-log", true, nil, filepath.Join(work, "sink")); err != nil {
+	if b.sink, err = child.Spawn(child.Options{Dir: work, Talk: true}, "sink-log", filepath.Join(work, "sink")); err != nil {
 		return err
 	}
 	b.add(b.sink)
-	line, err := b.sink.line(ctx)
+	line, err := b.sink.Line(ctx)
 	if err != nil {
 		return err
 	}
@@ -231,13 +209,13 @@ func (b *bench) round(ctx context.Context, s *system, number, jobs int) (m measu
 		return m, fmt.Errorf("resume: %w", err)
 	}
 	var stats sinkStats
-	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
-		err := errors.Join(s.worker.alive(), b.ask(ctx, http.MethodGet, "/stats", &stats))
+	if err := child.Poll(ctx, 50*time.Millisecond, func() (bool, error) {
+		err := errors.Join(s.worker.Alive(), b.ask(ctx, http.MethodGet, "/stats", &stats))
 		return stats.Messages >= jobs, err
 	}); err != nil {
-		return m, fmt.Errorf("%d of %d messages arrived: %w\n%s", stats.Messages, jobs, err, s.worker.tail())
+		return m, fmt.Errorf("%d of %d messages arrived: %w\n%s", stats.Messages, jobs, err, s.worker.Tail())
 	}
-	if err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
+	if err := child.Poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		left, err := s.queue.left(ctx)
 		return left == 0, err
 	}); err != nil {
@@ -261,8 +239,8 @@ func (b *bench) round(ctx context.Context, s *system, number, jobs int) (m measu
 }
 
 func (b *bench) cpu(s *system) (used [3]time.Duration, err error) {
-	for i, p := range []*process{s.worker, b.redis, b.sink} {
-		if used[i], err = p.cpu(); err != nil {
+	for i, p := range []*child.Process{s.worker, b.redis, b.sink} {
+		if used[i], err = p.CPU(); err != nil {
 			return used, err
 		}
 	}

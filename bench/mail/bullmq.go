@@ -6,57 +6,48 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/medicalink/postroom/bench/internal/child"
 	"github.com/medicalink/postroom/templates"
 )
 
 // bullmq drives the peer's producer, a process of its own, line by line.
-type bullmq struct{ control *process }
+type bullmq struct{ control *child.Process }
 
 func (b *bench) startBullMQ(ctx context.Context, o options, work, dir string, stderr io.Writer) error {
-	for _, program := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("find %s for the peer: %w; -only postroom measures without it", program, err)
-		}
-	}
-	// Not `npm ci`: one of the lock's optional packages exists for some platforms only, which ci takes for a
-	// lock that is out of date. The versions are those of the lock all the same.
-	install := exec.CommandContext(ctx, "npm", "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
-	install.Dir, install.Stderr = dir, stderr
-	if err := install.Run(); err != nil {
-		return fmt.Errorf("install the peer: %w", err)
+	if err := child.NPM(ctx, dir, "-only postroom", stderr); err != nil {
+		return err
 	}
 	template, err := peerTemplate(work)
 	if err != nil {
 		return err
 	}
-	env := []string{
+	peer := child.Options{Dir: work, Talk: true, Env: []string{
 		"NODE_ENV=production",
 		"REDIS_PORT=" + strconv.Itoa(b.redisPort),
 		"SMTP_PORT=" + strconv.Itoa(b.smtpPort),
 		"CONCURRENCY=" + strconv.Itoa(o.concurrency),
 		"CONNECTIONS=" + strconv.Itoa(o.connections),
 		"TEMPLATE=" + template,
-	}
+	}}
 	script := filepath.Join(dir, "peer.mjs")
-	worker, err := spawn(work, "bullmq-worker", true, env, "node", script, "work")
+	worker, err := child.Spawn(peer, "bullmq-worker", "node", script, "work")
 	if err != nil {
 		return err
 	}
 	b.add(worker)
-	control, err := spawn(work, "bullmq-control", true, env, "node", script, "control")
+	control, err := child.Spawn(peer, "bullmq-control", "node", script, "control")
 	if err != nil {
 		return err
 	}
 	b.add(control)
 	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	if _, err := worker.line(limit); err != nil {
+	if _, err := worker.Line(limit); err != nil {
 		return err
 	}
 	b.systems = append(b.systems, &system{name: "bullmq", jobs: o.peers, worker: worker, queue: bullmq{control}})
@@ -93,16 +84,8 @@ func peerTemplate(work string) (path string, err error) {
 	return path, os.WriteFile(path, text, 0o600)
 }
 
-// tell sends one command and decodes its answer.
 func (q bullmq) tell(ctx context.Context, answer any, words ...string) error {
-	if _, err := io.WriteString(q.control.stdin, strings.Join(words, " ")+"\n"); err != nil {
-		return fmt.Errorf("tell the peer: %w", err)
-	}
-	line, err := q.control.line(ctx)
-	if err != nil || answer == nil {
-		return err
-	}
-	return json.Unmarshal([]byte(line), answer)
+	return q.control.Tell(ctx, strings.Join(words, " "), answer)
 }
 
 func (q bullmq) pause(ctx context.Context) error  { return q.tell(ctx, nil, "pause") }

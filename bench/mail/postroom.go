@@ -9,6 +9,7 @@ import (
 
 	"github.com/hibiken/asynq"
 
+	"github.com/medicalink/postroom/bench/internal/child"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/tasks"
 )
@@ -26,14 +27,14 @@ type postroom struct {
 }
 
 func (b *bench) startPostroom(ctx context.Context, o options, work string, rdb *rediskit.Client) error {
-	worker, err := spawn(work, "worker-log", false, []string{
+	worker, err := child.Spawn(child.Options{Dir: work, Env: []string{
 		"SERVICE_NAME=bench",
 		"REDIS_URL=" + b.redisURL(),
 		fmt.Sprintf("SMTP_URL=smtp://127.0.0.1:%d?conns=%d", b.smtpPort, o.connections),
 		"MAIL_FROM=" + benchSender,
 		"WORKER_CONCURRENCY=" + strconv.Itoa(o.concurrency),
 		"MONITOR_ADDR=127.0.0.1:0",
-	}, filepath.Join(work, "worker"), "run")
+	}}, "worker-log", filepath.Join(work, "worker"), "run")
 	if err != nil {
 		return err
 	}
@@ -50,14 +51,14 @@ func (b *bench) startPostroom(ctx context.Context, o options, work string, rdb *
 	// The queue can be paused only once it exists, that is when a worker consumes it.
 	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	if err := poll(limit, 50*time.Millisecond, func() (bool, error) {
+	if err := child.Poll(limit, 50*time.Millisecond, func() (bool, error) {
 		servers, err := q.inspector.Servers()
 		if err != nil || len(servers) == 0 {
-			return false, worker.alive()
+			return false, worker.Alive()
 		}
 		return true, nil
 	}); err != nil {
-		return fmt.Errorf("wait for the worker: %w\n%s", err, worker.tail())
+		return fmt.Errorf("wait for the worker: %w\n%s", err, worker.Tail())
 	}
 	b.systems = append(b.systems, &system{name: "postroom", jobs: o.ours, worker: worker, queue: q})
 	return nil

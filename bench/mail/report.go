@@ -2,39 +2,23 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"text/template"
-	"time"
+
+	"github.com/medicalink/postroom/bench/internal/report"
 )
-
-// spread is the median of some figures with the smallest and the largest.
-type spread struct{ Median, Min, Max float64 }
-
-func spreadOf(rounds []measurement, figure func(measurement) float64) spread {
-	values := make([]float64, len(rounds))
-	for i, m := range rounds {
-		values[i] = figure(m)
-	}
-	slices.Sort(values)
-	n := len(values)
-	return spread{(values[(n-1)/2] + values[n/2]) / 2, values[0], values[n-1]}
-}
 
 // row is one system in the report.
 type row struct {
 	Name                      string
 	Jobs, Size                int
-	Rate, Worker, Redis, Sink spread
+	Rate, Worker, Redis, Sink report.Spread
 }
 
 func (b *bench) rows() []row {
@@ -43,16 +27,16 @@ func (b *bench) rows() []row {
 		last := s.rounds[len(s.rounds)-1]
 		rows = append(rows, row{
 			Name: s.name, Jobs: s.jobs, Size: int(last.bytes) / last.mails,
-			Rate:   spreadOf(s.rounds, measurement.rate),
-			Worker: spreadOf(s.rounds, func(m measurement) float64 { return m.per1000(m.worker) }),
-			Redis:  spreadOf(s.rounds, func(m measurement) float64 { return m.per1000(m.redis) }),
-			Sink:   spreadOf(s.rounds, func(m measurement) float64 { return m.per1000(m.sink) }),
+			Rate:   report.SpreadOf(s.rounds, measurement.rate),
+			Worker: report.SpreadOf(s.rounds, func(m measurement) float64 { return m.per1000(m.worker) }),
+			Redis:  report.SpreadOf(s.rounds, func(m measurement) float64 { return m.per1000(m.redis) }),
+			Sink:   report.SpreadOf(s.rounds, func(m measurement) float64 { return m.per1000(m.sink) }),
 		})
 	}
 	return rows
 }
 
-var page = template.Must(template.New("mail.md").Funcs(template.FuncMap{"count": count}).Parse(
+var page = template.Must(template.New("mail.md").Funcs(template.FuncMap{"count": report.Count}).Parse(
 	`# Mail benchmark
 
 Emails from a full queue to the mail server, warm: median of {{.Rounds}} rounds (smallest – largest). CPU is the user
@@ -90,8 +74,8 @@ func (b *bench) report(ctx context.Context, o options, stdout io.Writer) error {
 		persistence = "with its append-only file, synced every second"
 	}
 	data := map[string]any{
-		"Rounds": o.rounds, "Rows": rows, "Machine": machine(), "Load": b.load, "Versions": b.versions(ctx),
-		"Commit": "commit " + output(ctx, "git", "describe", "--always", "--dirty", "--abbrev=10"), "Concurrency": o.concurrency,
+		"Rounds": o.rounds, "Rows": rows, "Machine": report.Machine(), "Load": b.load, "Versions": b.versions(ctx),
+		"Commit": "commit " + report.Output(ctx, "git", "describe", "--always", "--dirty", "--abbrev=10"), "Concurrency": o.concurrency,
 		"Connections": o.connections, "Template": benchTemplate, "Persistence": persistence, "Ratio": (*ratio)(nil),
 	}
 	if len(rows) == 2 {
@@ -119,100 +103,27 @@ func (b *bench) report(ctx context.Context, o options, stdout io.Writer) error {
 	return nil
 }
 
-// plot draws two bar charts side by side, in colours that hold on a light and on a dark page.
 func plot(rows []row) []byte {
-	const (
-		width, chart = 720, 340 // of the picture, of one chart
-		top, rowH    = 56, 44
-		label, bar   = 80, 170
-	)
-	var svg bytes.Buffer
-	height := top + rowH*len(rows) + 16
-	fmt.Fprintf(&svg, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="Emails per second and CPU time per 1,000 emails">`+"\n", width, height)
-	svg.WriteString(`<style>text{fill:#222}.faint{fill:#666}.range{stroke:#222}@media(prefers-color-scheme:dark){text{fill:#eee}.faint{fill:#aaa}.range{stroke:#eee}}</style>` + "\n")
-	for i, c := range []struct {
-		title, note, format string
-		figure              func(row) spread
-	}{
-		{"Emails per second", "more is better", "%.0f", func(r row) spread { return r.Rate }},
-		{"Worker CPU seconds per 1,000 emails", "less is better", "%.3f", func(r row) spread { return r.Worker }},
-	} {
-		left := 16 + i*(chart+16)
-		largest := c.figure(slices.MaxFunc(rows, func(a, b row) int { return cmp.Compare(c.figure(a).Max, c.figure(b).Max) })).Max
-		fmt.Fprintf(&svg, `<text x="%d" y="22" font-weight="600">%s</text><text x="%d" y="40" class="faint">%s; the line spans the rounds</text>`+"\n", left, c.title, left, c.note)
-		for j, r := range rows {
-			s, y := c.figure(r), top+rowH*j
-			at := func(v float64) float64 { return float64(left+label) + bar*v/largest }
-			colour := "#0f766e"
-			if j > 0 {
-				colour = "#94a3b8"
-			}
-			fmt.Fprintf(&svg, `<text x="%d" y="%d">%s</text><rect x="%d" y="%d" width="%.1f" height="26" rx="3" fill="%s"/>`, left, y+18, r.Name, left+label, y, at(s.Median)-at(0), colour)
-			fmt.Fprintf(&svg, `<line class="range" x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke-width="1.5"/>`, at(s.Min), at(s.Max), y+13, y+13)
-			fmt.Fprintf(&svg, `<text x="%.1f" y="%d" font-weight="600">`+c.format+"</text>\n", max(at(s.Median), at(s.Max))+8, y+18, s.Median)
-		}
+	rate := report.Chart{Title: "Emails per second", Note: "more is better; the line spans the rounds", Format: "%.0f"}
+	cpu := report.Chart{Title: "Worker CPU seconds per 1,000 emails", Note: "less is better; the line spans the rounds", Format: "%.3f"}
+	for i, r := range rows {
+		rate.Bars = append(rate.Bars, report.Bar{Label: r.Name, Figure: r.Rate, Ours: i == 0})
+		cpu.Bars = append(cpu.Bars, report.Bar{Label: r.Name, Figure: r.Worker, Ours: i == 0})
 	}
-	svg.WriteString("</svg>\n")
-	return svg.Bytes()
-}
-
-func machine() string {
-	model := "unknown CPU"
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				model = strings.TrimSpace(value)
-				break
-			}
-		}
-	}
-	return fmt.Sprintf("%d cores of %s, %s/%s, %s", runtime.NumCPU(), model, runtime.GOOS, runtime.GOARCH, time.Now().UTC().Format(time.DateOnly))
-}
-
-// load is the load average of the last minute: what else the machine was doing.
-func load() string {
-	text, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	average, _, _ := strings.Cut(string(text), " ")
-	return average
+	return report.Bars("Emails per second and CPU time per 1,000 emails", rate, cpu)
 }
 
 func (b *bench) versions(ctx context.Context) string {
 	list := []string{runtime.Version()}
-	if fields := strings.Fields(output(ctx, "redis-server", "--version")); len(fields) > 2 {
+	if fields := strings.Fields(report.Output(ctx, "redis-server", "--version")); len(fields) > 2 {
 		list = append(list, "Redis "+strings.TrimPrefix(fields[2], "v="))
 	}
 	for _, s := range b.systems {
 		if s.name != "bullmq" {
 			continue
 		}
-		list = append(list, "Node.js "+output(ctx, "node", "--version"))
-		text, err := os.ReadFile(filepath.Join("bench", "mail", "bullmq", "package.json"))
-		var manifest struct{ Dependencies map[string]string }
-		if err == nil && json.Unmarshal(text, &manifest) == nil {
-			for _, name := range []string{"bullmq", "ioredis", "nodemailer", "handlebars"} {
-				list = append(list, name+" "+manifest.Dependencies[name])
-			}
-		}
+		list = append(list, "Node.js "+report.Output(ctx, "node", "--version"))
+		list = append(list, report.NPMVersions(filepath.Join("bench", "mail", "bullmq", "package.json"), "bullmq", "ioredis", "nodemailer", "handlebars")...)
 	}
 	return strings.Join(list, ", ")
-}
-
-func output(ctx context.Context, name string, args ...string) string {
-	out, err := exec.CommandContext(ctx, name, args...).Output()
-	if err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(string(out))
-}
-
-// count writes 20000 as 20,000.
-func count(n int) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
 }

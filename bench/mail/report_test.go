@@ -7,19 +7,9 @@ import (
 	"io"
 	"testing"
 	"time"
-)
 
-func TestSpreadOf_MedianAndEnds(t *testing.T) {
-	t.Parallel()
-	rounds := []measurement{{mails: 5}, {mails: 1}, {mails: 9}, {mails: 2}}
-	mails := func(m measurement) float64 { return float64(m.mails) }
-	if got, want := spreadOf(rounds, mails), (spread{Median: 3.5, Min: 1, Max: 9}); got != want {
-		t.Errorf("four rounds: %+v, want %+v", got, want)
-	}
-	if got, want := spreadOf(rounds[:3], mails), (spread{Median: 5, Min: 1, Max: 9}); got != want {
-		t.Errorf("three rounds: %+v, want %+v", got, want)
-	}
-}
+	"github.com/medicalink/postroom/bench/internal/report"
+)
 
 func TestMeasurement_RateAndCPU(t *testing.T) {
 	t.Parallel()
@@ -34,7 +24,7 @@ func TestMeasurement_RateAndCPU(t *testing.T) {
 
 func TestPlot_IsWellFormed(t *testing.T) {
 	t.Parallel()
-	figures := spread{2, 1, 3}
+	figures := report.Spread{Median: 2, Min: 1, Max: 3}
 	rows := []row{{Name: "a", Rate: figures, Worker: figures}, {Name: "b", Rate: figures, Worker: figures}}
 	svg := plot(rows)
 	bars := 0
