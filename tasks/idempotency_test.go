@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 	"sync"
 	"testing"
@@ -294,6 +295,138 @@ func TestProducer_LostReply_Unconfirmed(t *testing.T) {
 	second := send(t, p, message(), Priority(Critical), IdempotencyKey("k"))
 	if !second.Duplicate || size(t, p, second.Queue) != 1 {
 		t.Errorf("the repetition gives %+v, queue has %d jobs; want the job of the first call", second, size(t, p, second.Queue))
+	}
+}
+
+// The same for batches: with repetitions nothing shows, and each job is there
+// once.
+func TestProducer_LostReply_Many(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t, shared.Addr())
+	const count = 3 * batchJobs
+	for _, tt := range []struct {
+		name    string
+		command string
+		spare   int
+		keyed   bool
+		spread  bool
+	}{
+		{"first batch", "evalsha", 0, false, false},
+		{"later batch", "evalsha", 1, false, false},
+		{"several queues", "evalsha", 1, false, true},
+		{"with keys", "evalsha", 1, true, true},
+		{"claims", "set", 0, true, false},
+		{"later claims", "set", 2, true, true},
+		{"confirmations", "set", 1, true, false},
+	} {
+		p := newProducer(t, proxy.client(t, 3))
+		for _, level := range []PriorityLevel{Critical, Default, Bulk} {
+			send(t, p, message(), Priority(level))
+		}
+		items := func(yield func(Item) bool) {
+			for i := range count {
+				item := Item{Email: message()}
+				if tt.keyed {
+					item.Options = append(item.Options, IdempotencyKey(fmt.Sprint(tt.name, i)))
+				}
+				if !yield(item) {
+					return
+				}
+			}
+		}
+		before := proxy.dropped.Load()
+		proxy.drop(tt.command, tt.spare)
+		input := iter.Seq[Item](items)
+		if tt.spread {
+			input = spread(input)
+		}
+		ids := map[string]bool{}
+		for i, r := range p.EnqueueMany(t.Context(), input) {
+			if r.Err != nil || r.Receipt.Duplicate {
+				t.Fatalf("%s: item %d: %+v", tt.name, i, r)
+			}
+			ids[r.Receipt.ID] = true
+		}
+		if proxy.dropped.Load() != before+1 {
+			t.Errorf("%s: no reply was lost", tt.name)
+		}
+		total := 0
+		for _, level := range []PriorityLevel{Critical, Default, Bulk} {
+			total += size(t, p, EmailQueue(p.namespace, level))
+		}
+		if total != count+3 || len(ids) != count {
+			t.Errorf("%s: queues have %d jobs and %d ids were given, want %d and %d", tt.name, total, len(ids), count+3, count)
+		}
+	}
+}
+
+// Without repetitions exactly the jobs of the batch are in doubt, and calling again
+// with their keys settles it.
+func TestProducer_LostReply_Many_Unconfirmed(t *testing.T) {
+	t.Parallel()
+	proxy := startProxy(t, shared.Addr())
+	p := newProducer(t, proxy.client(t, 0))
+	send(t, p, message(), Queue("email:warm-up"))
+	const count = 3 * batchJobs
+	items := func(yield func(Item) bool) {
+		for i := range count {
+			if !yield(Item{Email: message(), Options: []Option{IdempotencyKey(fmt.Sprint("k", i))}}) {
+				return
+			}
+		}
+	}
+	proxy.drop("evalsha", 1)
+	made, doubted := 0, 0
+	for i, r := range p.EnqueueMany(t.Context(), items) {
+		switch {
+		case errors.Is(r.Err, ErrUnconfirmed):
+			doubted++
+		case r.Err != nil || r.Receipt.Duplicate:
+			t.Fatalf("item %d: %+v", i, r)
+		default:
+			made++
+		}
+	}
+	if doubted == 0 || doubted > batchJobs || made+doubted != count {
+		t.Errorf("%d jobs were made and %d are in doubt, want at most %d in doubt", made, doubted, batchJobs)
+	}
+	for i, r := range p.EnqueueMany(t.Context(), items) {
+		if r.Err != nil || !r.Receipt.Duplicate {
+			t.Fatalf("item %d again: %+v, want a duplicate", i, r)
+		}
+	}
+	if n := size(t, p, EmailQueue(p.namespace, Default)); n != count {
+		t.Errorf("queue has %d jobs, want %d", n, count)
+	}
+}
+
+// The call that claimed a key gives up while others of its batch go on: its key is
+// free for the next.
+func TestProducer_IdempotencyKey_WithdrawnAfterClaim(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	j, err := p.compose(t.Context(), message(), []Option{IdempotencyKey("k")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin, err := p.compose(t.Context(), message(), []Option{IdempotencyKey("k")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.fate.Store(fateWithdrawn)
+	p.deliver(t.Context(), []*job{j, twin})
+	if j.result.Err == nil {
+		t.Error("a withdrawn job was accepted")
+	}
+	// The twin runs under the id in the record.
+	if r := twin.result; r.Err != nil || r.Receipt.ID != j.id || r.Receipt.Duplicate {
+		t.Errorf("second call with the key: %+v, want a new job with the id of the first", r)
+	}
+	if again := send(t, p, message(), IdempotencyKey("k")); !again.Duplicate || again.ID != j.id {
+		t.Errorf("then %+v, want a duplicate", again)
+	}
+	if n := size(t, p, j.queue); n != 1 {
+		t.Errorf("queue has %d jobs, want 1", n)
 	}
 }
 

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	tb := new(mainTB)
 	shared = testenv.Redis(tb)
 	_ = os.Setenv("EXAMPLE_REDIS_ADDR", shared.Addr())
-	code := m.Run()
+	code := testenv.Main(m).Run()
 	tb.cleanup()
 	os.Exit(code)
 }
