@@ -149,7 +149,9 @@ const fallbackDelay = time.Minute
 func (s *Server) retryDelay(f func(int, error, *asynq.Task) time.Duration) asynq.RetryDelayFunc {
 	return func(n int, e error, t *asynq.Task) (d time.Duration) {
 		defer s.contain("retry delay", func() { d = fallbackDelay })
-		return f(n, e, t)
+		// asynq cuts the time off to a whole second, and a relay that asked for
+		// patience must not be asked too early.
+		return f(n, e, t) + time.Second - 1
 	}
 }
 

@@ -1,6 +1,7 @@
 package mailer
 
 import (
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -87,6 +88,26 @@ func (b *breaker) wait() time.Duration {
 		return jitter(b.base)
 	}
 	return 0
+}
+
+// probeWait is when to ask again while a probe is under way.
+const probeWait = 200 * time.Millisecond
+
+// admit is how many sends may begin now: any number, one as a probe, or none for
+// the time that it returns too.
+func (b *breaker) admit() (n int, again time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch rest := time.Until(b.until); {
+	case !b.open:
+		return math.MaxInt, 0
+	case b.probing:
+		return 0, probeWait
+	case rest > 0:
+		return 0, rest
+	default:
+		return 1, 0
+	}
 }
 
 // jitter spreads d by ±20 %, so that a fleet does not probe in step.

@@ -270,6 +270,24 @@ func (m *Mailer) Send(ctx context.Context, env Envelope, opt Options) (Receipt, 
 	return Receipt{}, last
 }
 
+// Admit says how many messages may be handed to Send now: any number while a
+// provider works, one if one that failed may be tried again, and otherwise none,
+// with the time until that is so. A caller that asks first can leave its messages
+// where they are. It does not block.
+func (m *Mailer) Admit() (n int, again time.Duration) {
+	for _, p := range m.pools {
+		admitted, wait := p.breaker.admit()
+		n = max(n, admitted)
+		if again == 0 || wait > 0 && wait < again {
+			again = wait
+		}
+	}
+	if n > 0 {
+		again = 0
+	}
+	return n, again
+}
+
 // CheckResult is what [Mailer.Check] found out about one provider.
 type CheckResult struct {
 	Provider string

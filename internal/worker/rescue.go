@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/medicalink/postroom/internal/ledger"
+	"github.com/medicalink/postroom/internal/wake"
 	"github.com/medicalink/postroom/rediskit"
 )
 
@@ -33,7 +34,10 @@ type rescuer struct {
 	worker string
 	queues []string
 	ttl    time.Duration
+	quiet  func() bool // no job is running anywhere
 	log    zerolog.Logger
+
+	named time.Time // when the queues were last announced
 
 	mu      sync.Mutex
 	lastOK  time.Time // of the last sign of life that Redis took
@@ -43,11 +47,12 @@ type rescuer struct {
 	done chan struct{}
 }
 
-func newRescuer(kit *rediskit.Client, worker string, cfg Config, log zerolog.Logger) *rescuer {
+func newRescuer(kit *rediskit.Client, worker string, cfg Config, quiet func() bool, log zerolog.Logger) *rescuer {
 	r := &rescuer{
 		rdb:    kit.Dedicated("rescue"),
 		worker: worker,
 		ttl:    cfg.Liveness,
+		quiet:  quiet,
 		log:    log,
 		quit:   make(chan struct{}),
 		done:   make(chan struct{}),
@@ -77,9 +82,15 @@ func (r *rescuer) stop(ctx context.Context) error {
 	return nil
 }
 
+// beats is the number of signs of life in the time after which one has run out.
+const beats = 3
+
+// republish is how often the names of the queues are announced.
+const republish = 30 * time.Second
+
 func (r *rescuer) run() {
 	defer close(r.done)
-	period := r.ttl / 5
+	period := r.ttl / beats
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
@@ -105,7 +116,7 @@ func (r *rescuer) tick(period time.Duration) {
 		r.log.Warn().Err(err).Msg("no sign of life: Redis does not answer")
 		return
 	}
-	if !r.settled() {
+	if !r.settled() || r.quiet() {
 		return
 	}
 	if err := r.sweep(); err != nil {
@@ -123,7 +134,9 @@ func (r *rescuer) beat(ctx context.Context) error {
 	}
 	_, err := r.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		p.Set(ctx, ledger.WorkerKey(r.worker), time.Now().UTC().Format(time.RFC3339), r.ttl)
-		p.SAdd(ctx, "asynq:queues", names...)
+		if time.Since(r.named) >= republish {
+			p.SAdd(ctx, "asynq:queues", names...)
+		}
 		return nil
 	})
 	r.mu.Lock()
@@ -135,6 +148,9 @@ func (r *rescuer) beat(ctx context.Context) error {
 	}
 	if r.okSince.IsZero() {
 		r.okSince = now
+	}
+	if now.Sub(r.named) >= republish {
+		r.named = now
 	}
 	r.lastOK = now
 	return nil
@@ -168,7 +184,7 @@ func (r *rescuer) sweep() error {
 	defer cancel()
 	// One replica sweeps per period; the lock is only thrift, requeueScript is
 	// what makes two sweeps at once harmless.
-	ok, err := r.rdb.SetNX(ctx, sweepKey, r.worker, r.ttl/5+rand.N(r.ttl/10+1)).Result()
+	ok, err := r.rdb.SetNX(ctx, sweepKey, r.worker, r.ttl/beats+rand.N(r.ttl/10+1)).Result()
 	if err != nil {
 		return fmt.Errorf("take the turn to sweep: %w", err)
 	}
@@ -233,8 +249,8 @@ func (r *rescuer) sweepQueue(ctx context.Context, queue string) error {
 // requeueScript is asynq's requeue, on the condition that the lease is still the
 // one of the dead worker: a later activation has a later lease.
 //
-// KEYS: lease, active, pending, task. ARGV: id, score.
-var requeueScript = redis.NewScript(`
+// KEYS: lease, active, pending, task, wake marker. ARGV: id, score.
+var requeueScript = redis.NewScript(wake.Lua + `
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score or tonumber(score) ~= tonumber(ARGV[2]) then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
@@ -242,12 +258,13 @@ if redis.call('LREM', KEYS[2], 0, ARGV[1]) == 0 then return 0 end
 if redis.call('EXISTS', KEYS[4]) == 0 then return 0 end
 redis.call('RPUSH', KEYS[3], ARGV[1])
 redis.call('HSET', KEYS[4], 'state', 'pending')
+wake(KEYS[5])
 return 1`)
 
 func (r *rescuer) requeue(ctx context.Context, queue string, z redis.Z) error {
 	id := z.Member.(string)
 	prefix := "asynq:{" + queue + "}:"
-	n, err := requeueScript.Run(ctx, r.rdb, []string{prefix + "lease", prefix + "active", prefix + "pending", prefix + "t:" + id}, id, z.Score).Int()
+	n, err := requeueScript.Run(ctx, r.rdb, []string{prefix + "lease", prefix + "active", prefix + "pending", prefix + "t:" + id, wake.Key(queue)}, id, z.Score).Int()
 	if err != nil {
 		return fmt.Errorf("hand back a dead worker's job: %w", err)
 	}

@@ -37,7 +37,6 @@ type job struct {
 	policy   tasks.Policy
 	expires  time.Time // zero: never
 	enqueued time.Time
-	due      time.Time // zero: at once
 	record   ledger.Record
 
 	// Set by the handler for the log line.
@@ -69,7 +68,6 @@ func newJob(ctx context.Context, t *asynq.Task) *job {
 	j.policy = tasks.Class(j.headers[tasks.HeaderClass]).Policy()
 	j.expires, _ = time.Parse(time.RFC3339Nano, j.headers[tasks.HeaderExpiresAt])
 	j.enqueued, _ = time.Parse(time.RFC3339Nano, j.headers[tasks.HeaderEnqueuedAt])
-	j.due, _ = time.Parse(time.RFC3339Nano, j.headers[tasks.HeaderProcessAt])
 	return j
 }
 
@@ -83,9 +81,6 @@ func (w *Worker) shell(ctx context.Context, j *job, deliver handlerFunc) *failur
 	stop := context.AfterFunc(w.giveUp, func() { cancel(errShutdown) })
 	defer stop()
 
-	if err := j.awaitDue(ctx); err != nil {
-		return ended(ctx)
-	}
 	if err := w.slots.Acquire(ctx, 1); err != nil {
 		return ended(ctx)
 	}
@@ -143,24 +138,6 @@ func (w *Worker) shell(ctx context.Context, j *job, deliver handlerFunc) *failur
 			held = int64(w.cfg.Concurrency)
 			opts.Alone = true
 		}
-	}
-}
-
-// awaitDue waits for the rest of the second: asynq keeps times in whole seconds
-// and hands a job over up to one too early. A job that is further from its time
-// was brought forward by a person.
-func (j *job) awaitDue(ctx context.Context) error {
-	early := time.Until(j.due)
-	if j.due.IsZero() || early <= 0 || early > time.Second {
-		return nil
-	}
-	t := time.NewTimer(early)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 

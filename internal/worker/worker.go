@@ -143,7 +143,6 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 		name:      name,
 		rdb:       records,
 		ledger:    book,
-		rescuer:   newRescuer(rdb, name, cfg, log),
 		templates: set,
 		mail:      mail,
 		log:       log,
@@ -157,12 +156,15 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 		StrictPriority:  cfg.StrictPriority,
 		Concurrency:     cfg.Concurrency,
 		ShutdownTimeout: cfg.ShutdownTimeout,
-		RetryDelay:      retryDelay,
-		IsFailure:       isFailure,
+		// While no provider works, mail stays in its queue.
+		Admit:      func(string) (int, time.Duration) { return mail.Admit() },
+		RetryDelay: retryDelay,
+		IsFailure:  isFailure,
 	}, log)
 	if err != nil {
-		return nil, fmt.Errorf("set up the engine: %w", err)
+		return nil, err
 	}
+	w.rescuer = newRescuer(rdb, name, cfg, w.server.Quiet, log)
 	return w, nil
 }
 
