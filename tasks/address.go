@@ -28,6 +28,13 @@ func (p *problems) address(field, text string) {
 // comments, groups, quoted local parts and address literals: each of them has
 // been used to make two programs read one text as two addresses.
 func addressProblem(text string) string {
+	if isBareAddress(text) {
+		return ""
+	}
+	return fullAddressProblem(text)
+}
+
+func fullAddressProblem(text string) string {
 	switch {
 	case strings.TrimSpace(text) == "":
 		return "is required"
@@ -74,6 +81,32 @@ func addressProblem(text string) string {
 	return ""
 }
 
+// isBareAddress reports an address of the most common form, such as
+// ada.lovelace@example.com: dot-atoms of letters, digits and -_+ (RFC 5322 §3.2.3).
+// Of all others it says nothing.
+func isBareAddress(text string) bool {
+	local, domain, _ := strings.Cut(text, "@")
+	if len(text) > maxAddress || len(local) > maxLocal || !plausibleHost(domain) {
+		return false
+	}
+	after := byte('.') // an atom has to begin
+	for i := range len(local) {
+		c := local[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '+', c == '.' && after != '.':
+		default:
+			return false
+		}
+		after = c
+	}
+	for i := range len(domain) {
+		if domain[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return after != '.'
+}
+
 // hasComment reports a parenthesis outside of double quotes.
 func hasComment(text string) bool {
 	quoted := false
@@ -94,12 +127,11 @@ func hasComment(text string) bool {
 // one. It needs a dot, except in localhost, because a missing ending is the
 // most common slip in an address.
 func plausibleHost(host string) bool {
-	labels := strings.Split(host, ".")
-	last := labels[len(labels)-1]
-	if len(labels) < 2 && host != "localhost" || strings.Trim(last, "0123456789") == "" {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if last == host && host != "localhost" || strings.Trim(last, "0123456789") == "" {
 		return false
 	}
-	for _, label := range labels {
+	for label := range strings.SplitSeq(host, ".") {
 		if label == "" || len(label) > maxLabel || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") {
 			return false
 		}

@@ -4,6 +4,8 @@ import (
 	"net/mail"
 	"strings"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 var goodAddresses = []string{
@@ -106,4 +108,22 @@ func FuzzAddress(f *testing.F) {
 			t.Errorf("%q does not survive being written out: %v, %v", text, again, err)
 		}
 	})
+}
+
+// The short way takes nothing that the long one refuses.
+func TestIsBareAddress_IsStricter(t *testing.T) {
+	t.Parallel()
+	near := rapid.StringMatching(`[a-zA-Z0-9.+_-]{0,70}@[a-z0-9.-]{0,40}(\.[a-z0-9]{1,4})?`)
+	strange := rapid.StringOf(rapid.SampledFrom([]rune("ab1.-_+@<>\"() ,:;\\ä\x00\u2028%!#"))) // what address parsers stumble over
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.OneOf(near, strange).Draw(t, "address")
+		if problem := fullAddressProblem(text); isBareAddress(text) && problem != "" {
+			t.Fatalf("%q passes for a plain address, and %s", text, problem)
+		}
+	})
+	for _, text := range []string{"ada@example.com", "a.b-c_d+e@mail.example.co.uk", "ada@localhost"} {
+		if !isBareAddress(text) {
+			t.Errorf("%q goes the long way", text)
+		}
+	}
 }

@@ -70,39 +70,37 @@ type Policy struct {
 // Policy returns the treatment of c. The empty class and one that this version
 // does not know are treated as ClassTransactional; Validate refuses the latter.
 func (c Class) Policy() Policy {
-	const day = 24 * time.Hour
+	p := c.policy()
+	p.Schedule = c.schedule()
+	return p
+}
+
+const day = 24 * time.Hour
+
+// policy is Policy without the schedule.
+func (c Class) policy() Policy {
 	switch c {
 	case ClassOTP:
 		return Policy{
-			Priority: Critical,
-			Expiry:   10 * time.Minute,
-			GiveUp:   10 * time.Minute,
-			MaxRetry: 17,
-			Schedule: []time.Duration{
-				2 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, time.Minute,
-			},
+			Priority:    Critical,
+			Expiry:      10 * time.Minute,
+			GiveUp:      10 * time.Minute,
+			MaxRetry:    17,
 			Unsubscribe: UnsubscribeRefused,
 		}
 	case ClassClinical:
 		return Policy{
-			Priority: Default,
-			GiveUp:   3 * day,
-			MaxRetry: 19,
-			Schedule: []time.Duration{
-				30 * time.Second, 2 * time.Minute, 6 * time.Minute, 15 * time.Minute, 30 * time.Minute,
-				time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour,
-			},
+			Priority:      Default,
+			GiveUp:        3 * day,
+			MaxRetry:      19,
 			ResendInDoubt: true,
 			Unsubscribe:   UnsubscribeRefused,
 		}
 	case ClassBulk:
 		return Policy{
-			Priority: Bulk,
-			GiveUp:   5 * day,
-			MaxRetry: 12,
-			Schedule: []time.Duration{
-				6 * time.Minute, 30 * time.Minute, time.Hour, 3 * time.Hour, 6 * time.Hour, 12 * time.Hour, day,
-			},
+			Priority:    Bulk,
+			GiveUp:      5 * day,
+			MaxRetry:    12,
 			Unsubscribe: UnsubscribeRequired,
 		}
 	case ClassTransactional:
@@ -111,10 +109,29 @@ func (c Class) Policy() Policy {
 		Priority:      Default,
 		GiveUp:        3 * day,
 		MaxRetry:      12,
-		Schedule:      exponential(5*time.Second, time.Hour),
 		ResendInDoubt: true,
 		Unsubscribe:   UnsubscribeAllowed,
 	}
+}
+
+func (c Class) schedule() []time.Duration {
+	switch c {
+	case ClassOTP:
+		return []time.Duration{
+			2 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, time.Minute,
+		}
+	case ClassClinical:
+		return []time.Duration{
+			30 * time.Second, 2 * time.Minute, 6 * time.Minute, 15 * time.Minute, 30 * time.Minute,
+			time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour,
+		}
+	case ClassBulk:
+		return []time.Duration{
+			6 * time.Minute, 30 * time.Minute, time.Hour, 3 * time.Hour, 6 * time.Hour, 12 * time.Hour, day,
+		}
+	case ClassTransactional:
+	}
+	return exponential(5*time.Second, time.Hour)
 }
 
 // Backoff returns the wait, before jitter, after a failure of a job that has

@@ -22,9 +22,10 @@ type job struct {
 	frame *frame // nil: asynq has to send the job itself
 	msg   []byte // the job in asynq's form, if there is a frame
 
-	place     int64 // of EnqueueMany's jobs, from 1, those left out that were never composed
-	claimed   bool  // the record of its key is this job's own
-	confirmed bool  // the record of its key was confirmed before
+	recordKey string // of its idempotency record, if it has a key
+	place     int64  // of EnqueueMany's jobs, from 1, those left out that were never composed
+	claimed   bool   // the record of its key is this job's own
+	confirmed bool   // the record of its key was confirmed before
 
 	settled bool // result is final
 	result  Result
@@ -79,6 +80,9 @@ func (p *Producer) compose(ctx context.Context, email Email, opts []Option) (*jo
 		return nil, fmt.Errorf("make job id: %w", err)
 	}
 	j := &job{plan: plan, id: id.String(), payload: payload, headers: p.headers(ctx, email, plan)}
+	if j.key != "" {
+		j.recordKey = p.recordKey(j.key)
+	}
 	p.put(j)
 	return j, nil
 }

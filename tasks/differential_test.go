@@ -54,7 +54,7 @@ func newTwin(t *testing.T, server *testenv.RedisServer, db int, wrap func(redis.
 
 // run makes a random history and returns the first difference.
 func (w *twin) run(ctx context.Context, seed uint64) error {
-	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // repeatable on purpose
+	rng := rand.New(rand.NewPCG(seed, 0))
 	for step := range 12 {
 		if rng.IntN(3) == 0 {
 			if err := w.disturb(ctx, rng); err != nil {

@@ -189,15 +189,11 @@ func plainNumbers(value any) any {
 // encode returns the payload of e, which must have passed check.
 func (e Email) encode() ([]byte, error) {
 	e.V = Version
-	// HTML escaping would write every < of an HTML body in six bytes.
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(e); err != nil {
+	payload, err := appendEmail(make([]byte, 0, 512), &e)
+	if err != nil {
 		// The encoder's own text may quote a value.
 		return nil, &ValidationError{Field: "data", Problem: "holds a value that JSON cannot express, such as a channel, a function or NaN"}
 	}
-	payload := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 	size := len(payload)
 	for _, a := range e.Attachments {
 		size -= base64.StdEncoding.EncodedLen(len(a.Content))

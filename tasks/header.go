@@ -45,6 +45,9 @@ const (
 var headerName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]{0,63}$`)
 
 func (p *problems) headers(headers map[string]string) {
+	if len(headers) == 0 {
+		return
+	}
 	if len(headers) > maxHeaders {
 		p.add("headers", "has %d fields, the limit is %d", len(headers), maxHeaders)
 	}

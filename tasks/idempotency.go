@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -26,10 +27,15 @@ func newRecord(r Receipt, confirmed bool) record {
 	return record{ID: r.ID, Queue: r.Queue, EnqueuedAt: r.EnqueuedAt.UTC(), ProcessAt: r.ProcessAt.UTC(), State: r.State, Confirmed: confirmed}
 }
 
-// encode returns what Redis keeps. Nothing in a record can fail to become JSON.
+// encode returns r as encoding/json writes it.
 func (r record) encode() []byte {
-	value, _ := json.Marshal(r)
-	return value
+	b := appendText(append(make([]byte, 0, 256), `{"id":`...), r.ID)
+	b = appendText(append(b, `,"queue":`...), r.Queue)
+	b = appendTime(append(b, `,"enqueued_at":`...), r.EnqueuedAt)
+	b = appendTime(append(b, `,"process_at":`...), r.ProcessAt)
+	b = appendText(append(b, `,"state":`...), r.State)
+	b = strconv.AppendBool(append(b, `,"confirmed":`...), r.Confirmed)
+	return append(b, '}')
 }
 
 // duplicate returns the receipt for a call that came second.
@@ -40,7 +46,7 @@ func (r record) duplicate() Receipt {
 // recordKey returns the Redis key of an idempotency key. Two scopes never meet: a
 // namespace has no colon, and what follows the service has a fixed form.
 func (p *Producer) recordKey(key string) string {
-	return fmt.Sprintf("postroom:idempotency:{%s:%s:%s:%s}", p.namespace, p.service, TypeEmail, hashKey(key))
+	return "postroom:idempotency:{" + p.namespace + ":" + p.service + ":" + TypeEmail + ":" + hashKey(key) + "}"
 }
 
 // claim writes the record of each job's key, unless there is one. The job of a
@@ -66,7 +72,7 @@ func (p *Producer) writeRecords(ctx context.Context, jobs []*job) (found []*job)
 	pipe := p.rdb.Pipeline()
 	cmds := make([]*redis.BoolCmd, len(jobs))
 	for i, j := range jobs {
-		cmds[i] = pipe.SetNX(ctx, p.recordKey(j.key), newRecord(j.receipt(), false).encode(), j.window())
+		cmds[i] = pipe.SetNX(ctx, j.recordKey, newRecord(j.receipt(), false).encode(), j.window())
 	}
 	_, _ = pipe.Exec(ctx) // each command has its own error
 	for i, j := range jobs {
@@ -92,7 +98,7 @@ func (p *Producer) readRecords(ctx context.Context, jobs []*job) (gone []*job) {
 	pipe := p.rdb.Pipeline()
 	cmds := make([]*redis.StringCmd, len(jobs))
 	for i, j := range jobs {
-		cmds[i] = pipe.Get(ctx, p.recordKey(j.key))
+		cmds[i] = pipe.Get(ctx, j.recordKey)
 	}
 	_, _ = pipe.Exec(ctx) // each command has its own error
 	for i, j := range jobs {
@@ -104,7 +110,7 @@ func (p *Producer) readRecords(ctx context.Context, jobs []*job) (gone []*job) {
 		case err != nil:
 			j.refuseClaim(err)
 		case json.Unmarshal(raw, &r) != nil || r.ID == "" || r.Queue == "":
-			j.refuseClaim(fmt.Errorf("the record at %s cannot be read: delete it to accept the key again", p.recordKey(j.key)))
+			j.refuseClaim(fmt.Errorf("the record at %s cannot be read: delete it to accept the key again", j.recordKey))
 		case r.Confirmed:
 			j.confirmed = true
 			j.accept(r.duplicate())
@@ -183,7 +189,7 @@ func (p *Producer) confirm(ctx context.Context, jobs []*job) {
 		if pipe == nil {
 			pipe = p.rdb.Pipeline()
 		}
-		pipe.Set(ctx, p.recordKey(j.key), newRecord(j.result.Receipt, true).encode(), j.window())
+		pipe.Set(ctx, j.recordKey, newRecord(j.result.Receipt, true).encode(), j.window())
 	}
 	if pipe != nil {
 		_, _ = pipe.Exec(ctx)

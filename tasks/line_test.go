@@ -308,7 +308,7 @@ func TestProducer_SendEmail_Storm(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 32 {
 		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(uint64(g), 0)) //nolint:gosec // repeatable on purpose
+			rng := rand.New(rand.NewPCG(uint64(g), 0))
 			for range 100 {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rng.IntN(4000))*time.Microsecond)
 				if rng.IntN(2) == 0 {

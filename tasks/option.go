@@ -196,7 +196,7 @@ func (p plan) window() time.Duration {
 }
 
 func makePlan(opts []Option, class Class, namespace string, now time.Time) (plan, []error) {
-	policy := class.Policy()
+	policy := class.policy()
 	o := jobOptions{priority: policy.Priority, maxRetry: policy.MaxRetry, timeout: DefaultTimeout, retention: DefaultRetention}
 	for _, opt := range opts {
 		if opt != nil {

@@ -157,12 +157,12 @@ func (p *problems) attachments(attachments []Attachment) {
 func (p *problems) unsubscribe(e Email) {
 	const field = "list_unsubscribe"
 	if e.ListUnsubscribe == "" {
-		if e.Class.Policy().Unsubscribe == UnsubscribeRequired {
+		if e.Class.policy().Unsubscribe == UnsubscribeRequired {
 			p.add(field, "is required for class %s", e.Class)
 		}
 		return
 	}
-	if e.Class.Policy().Unsubscribe == UnsubscribeRefused {
+	if e.Class.policy().Unsubscribe == UnsubscribeRefused {
 		p.add(field, "is refused for class %s: nobody can unsubscribe from it", e.Class)
 	}
 	p.headerText(field, e.ListUnsubscribe, 998)
@@ -193,6 +193,9 @@ const maxWord = 900
 // headerText checks a value that ends in a header: valid UTF-8 of at most limit
 // octets in which no character can end the line.
 func (p *problems) headerText(field, value string, limit int) {
+	if len(value) <= min(limit, maxWord) && isPlain(value) {
+		return // the usual case, in one pass
+	}
 	switch {
 	case !utf8.ValidString(value):
 		p.add(field, "is not valid UTF-8")
@@ -208,6 +211,16 @@ func (p *problems) headerText(field, value string, limit int) {
 	if len(value) > limit {
 		p.add(field, "has %d bytes, the limit is %d", len(value), limit)
 	}
+}
+
+// isPlain reports whether s consists of printable ASCII.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // isControl reports control characters (C0, DEL, C1) and the two separators of
