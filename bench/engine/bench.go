@@ -224,7 +224,7 @@ func (b *bench) startPostgres(ctx context.Context) error {
 		return err
 	}
 	b.stops = append(b.stops, b.postgres.Stop)
-	b.database = "host=" + dir + " user=bench dbname=postgres"
+	b.database = "host=" + dir + " user=bench dbname=postgres pool_max_conns=10"
 	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	if err := child.Poll(limit, 50*time.Millisecond, func() (bool, error) {

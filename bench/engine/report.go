@@ -40,9 +40,12 @@ const (
 	less
 )
 
-func whole(v float64) string    { return report.Count(int(v + 0.5)) }
-func decimals(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }
-func tenths(v float64) string   { return strconv.FormatFloat(v, 'f', 1, 64) }
+// How figures are written.
+var (
+	whole    = report.Whole
+	tenths   = report.Fixed(1)
+	decimals = report.Fixed(2)
+)
 
 // quantiles are figures that are better taken over the samples of all rounds than as the median of the rounds.
 var quantiles = map[string]float64{median: 0.5, p99: 0.99, longest: 1}
@@ -327,28 +330,34 @@ func (b *bench) pictures() map[string][]byte {
 	reference := processingRow(1, 100)
 	charts := map[string][]report.Chart{
 		"engine-throughput.svg": {
-			b.chart("Processed per second", reference, "%.0f", processing, reference, rate),
-			b.chart("Processed per second", processingRow(manyQueues, 100), "%.0f", processing, processingRow(manyQueues, 100), rate),
-			b.chart("Processed per second", processingRow(1, 10), "%.0f", processing, processingRow(1, 10), rate),
-			b.chart("Processed per second", processingRow(1, 1000), "%.0f", processing, processingRow(1, 1000), rate),
-			b.chart("Enqueued per second", "in bulk", "%.0f", enqueueing, enqueueRows[2].row, rate),
-			b.chart("Enqueued per second", enqueueRows[1].row, "%.0f", enqueueing, enqueueRows[1].row, rate),
-			b.chart("Enqueued per second", enqueueRows[0].row, "%.0f", enqueueing, enqueueRows[0].row, rate),
-			b.chart("Enqueued and processed per second", bothRow, "%.0f", both, bothRow, rate),
+			b.chart("Processed per second", reference, whole, processing, reference, rate),
+			b.chart("Processed per second", processingRow(manyQueues, 100), whole, processing, processingRow(manyQueues, 100), rate),
+			b.chart("Processed per second", processingRow(1, 10), whole, processing, processingRow(1, 10), rate),
+			b.chart("Processed per second", processingRow(1, 1000), whole, processing, processingRow(1, 1000), rate),
+			b.chart("Enqueued per second", "in bulk", whole, enqueueing, enqueueRows[2].row, rate),
+			b.chart("Enqueued per second", enqueueRows[1].row, whole, enqueueing, enqueueRows[1].row, rate),
+			b.chart("Enqueued per second", enqueueRows[0].row, whole, enqueueing, enqueueRows[0].row, rate),
+			b.chart("Enqueued and processed per second", bothRow, whole, both, bothRow, rate),
 		},
 		"engine-latency.svg": {
-			b.chart("Idle pick-up, p50 in ms", "less is better", "%.2f", pickup, "", median),
-			b.chart("Idle pick-up, p99 in ms", "less is better", "%.2f", pickup, "", p99),
-			b.chart("Lateness of delayed jobs, p50 in ms", "less is better", "%.1f", delayed, "", median),
-			b.chart("Lateness of delayed jobs, p99 in ms", "less is better", "%.1f", delayed, "", p99),
-			b.chart("CPU seconds per million jobs", "worker and store; less is better", "%.1f", processing, reference, totalCPU),
-			b.chart("Redis commands per second at idle", "per replica, of ten; less is better", "%.1f", idle, idleRow(10), calls),
-			b.chart("Bytes per waiting job", "in the store; less is better", "%.0f", memory, "", waiting),
-			b.chart("Bytes per running job", "in the worker; less is better", "%.0f", memory, "", running),
+			b.chart("Idle pick-up, p50 in ms", "less is better", decimals, pickup, "", median),
+			b.chart("Idle pick-up, p99 in ms", "less is better", decimals, pickup, "", p99),
+			b.chart("Lateness of delayed jobs, p50 in ms", "less is better", tenths, delayed, "", median),
+			b.chart("Lateness of delayed jobs, p99 in ms", "less is better", tenths, delayed, "", p99),
+			b.chart("CPU seconds per million jobs", "worker and store; less is better", tenths, processing, reference, totalCPU),
+			b.chart("Redis commands per second at idle", "per replica, of ten; less is better", tenths, idle, idleRow(10), calls),
+			b.chart("Bytes per waiting job", "in the store; less is better", whole, memory, "", waiting),
+			b.chart("Bytes per running job", "in the worker; less is better", whole, memory, "", running),
 		},
 	}
+	fastest := 0.0
+	for f, values := range b.results {
+		if f.measure == scaling && f.name == rate {
+			fastest = max(fastest, slices.Max(values))
+		}
+	}
 	for _, s := range b.contenders {
-		c := report.Chart{Title: s.name, Note: "jobs processed per second", Format: "%.0f"}
+		c := report.Chart{Title: s.name, Note: "jobs processed per second", Write: whole, Most: fastest}
 		for _, n := range []int{1, 2, 4, 8} {
 			if figure, ok := b.figure(scaling, scalingRow(n), s.name, rate); ok {
 				c.Bars = append(c.Bars, report.Bar{Label: scalingRow(n), Figure: figure, Ours: s.name == ours})
@@ -367,8 +376,8 @@ func (b *bench) pictures() map[string][]byte {
 }
 
 // chart compares the systems.
-func (b *bench) chart(title, note, format, measure, row, name string) report.Chart {
-	c := report.Chart{Title: title, Note: note, Format: format}
+func (b *bench) chart(title, note string, write func(float64) string, measure, row, name string) report.Chart {
+	c := report.Chart{Title: title, Note: note, Write: write}
 	for _, s := range b.contenders {
 		if figure, ok := b.figure(measure, row, s.name, name); ok {
 			c.Bars = append(c.Bars, report.Bar{Label: s.name, Figure: figure, Ours: s.name == ours})

@@ -104,8 +104,8 @@ func (b *bench) report(ctx context.Context, o options, stdout io.Writer) error {
 }
 
 func plot(rows []row) []byte {
-	rate := report.Chart{Title: "Emails per second", Note: "more is better; the line spans the rounds", Format: "%.0f"}
-	cpu := report.Chart{Title: "Worker CPU seconds per 1,000 emails", Note: "less is better; the line spans the rounds", Format: "%.3f"}
+	rate := report.Chart{Title: "Emails per second", Note: "more is better; the line spans the rounds", Write: report.Whole}
+	cpu := report.Chart{Title: "Worker CPU seconds per 1,000 emails", Note: "less is better; the line spans the rounds", Write: report.Fixed(3)}
 	for i, r := range rows {
 		rate.Bars = append(rate.Bars, report.Bar{Label: r.Name, Figure: r.Rate, Ours: i == 0})
 		cpu.Bars = append(cpu.Bars, report.Bar{Label: r.Name, Figure: r.Worker, Ours: i == 0})

@@ -2,9 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/xml"
-	"errors"
-	"io"
 	"testing"
 	"time"
 
@@ -22,25 +19,11 @@ func TestMeasurement_RateAndCPU(t *testing.T) {
 	}
 }
 
-func TestPlot_IsWellFormed(t *testing.T) {
+func TestPlot_HasABarForEachSystemInBothCharts(t *testing.T) {
 	t.Parallel()
 	figures := report.Spread{Median: 2, Min: 1, Max: 3}
-	rows := []row{{Name: "a", Rate: figures, Worker: figures}, {Name: "b", Rate: figures, Worker: figures}}
-	svg := plot(rows)
-	bars := 0
-	for dec := xml.NewDecoder(bytes.NewReader(svg)); ; {
-		token, err := dec.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatalf("%v in\n%s", err, svg)
-		}
-		if start, ok := token.(xml.StartElement); ok && start.Name.Local == "rect" {
-			bars++
-		}
-	}
-	if bars != 4 {
-		t.Errorf("%d bars, want one for each system in each of two charts", bars)
+	svg := plot([]row{{Name: "a", Rate: figures, Worker: figures}, {Name: "b", Rate: figures, Worker: figures}})
+	if bars := bytes.Count(svg, []byte("<rect ")); bars != 4 {
+		t.Errorf("%d bars, want 4", bars)
 	}
 }

@@ -16,7 +16,8 @@ type Bar struct {
 // Chart is a column of bars.
 type Chart struct {
 	Title, Note string
-	Format      string // of a figure, such as %.1f
+	Write       func(float64) string // a figure
+	Most        float64              // what the longest bar could be. Default: what it is
 	Bars        []Bar
 }
 
@@ -41,14 +42,14 @@ func Bars(label string, charts ...Chart) []byte {
 	y0 := 0
 	for i, c := range charts {
 		left := 16 + i%2*(chart+16)
-		largest := 0.0
+		largest := c.Most
 		for _, b := range c.Bars {
 			largest = max(largest, b.Figure.Max)
 		}
 		fmt.Fprintf(&svg, `<text x="%d" y="%d" font-weight="600">%s</text><text x="%d" y="%d" class="faint">%s</text>`+"\n",
 			left, y0+22, html.EscapeString(c.Title), left, y0+40, html.EscapeString(c.Note))
 		at := func(v float64) float64 {
-			if largest == 0 {
+			if largest <= 0 || v <= 0 {
 				return float64(left + name)
 			}
 			return float64(left+name) + bar*v/largest
@@ -61,7 +62,7 @@ func Bars(label string, charts ...Chart) []byte {
 			}
 			fmt.Fprintf(&svg, `<text x="%d" y="%d">%s</text><rect x="%d" y="%d" width="%.1f" height="26" rx="3" fill="%s"/>`, left, y+18, html.EscapeString(b.Label), left+name, y, at(s.Median)-at(0), colour)
 			fmt.Fprintf(&svg, `<line class="range" x1="%.1f" x2="%.1f" y1="%d" y2="%d" stroke-width="1.5"/>`, at(s.Min), at(s.Max), y+13, y+13)
-			fmt.Fprintf(&svg, `<text x="%.1f" y="%d" font-weight="600">`+c.Format+"</text>\n", max(at(s.Median), at(s.Max))+8, y+18, s.Median)
+			fmt.Fprintf(&svg, `<text x="%.1f" y="%d" font-weight="600">%s</text>`+"\n", max(at(s.Median), at(s.Max))+8, y+18, html.EscapeString(c.Write(s.Median)))
 		}
 		if i%2 == 1 {
 			y0 += 16 + top + rowH*max(len(c.Bars), len(charts[i-1].Bars))

@@ -44,15 +44,6 @@ func Output(ctx context.Context, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// Count writes 20000 as 20,000.
-func Count(n int) string {
-	s := fmt.Sprint(n)
-	for i := len(s) - 3; i > 0; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
-
 // NPMVersions are the packages with the exact versions that a package.json asks for.
 func NPMVersions(file string, packages ...string) (list []string) {
 	text, err := os.ReadFile(file)
