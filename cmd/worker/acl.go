@@ -64,9 +64,9 @@ func aclUsers(cfg config.Config, service string) []aclUser {
 			},
 			Channels: []string{"asynq:cancel"},
 			Commands: append(slices.Clone(look),
-				"blpop", "decr", "decrby", "del", "expire", "expireat", "hdel", "hgetall", "hincrby", "hset", "incr", "incrby", "lpop", "lpush", "lrem", "ltrim",
-				"mget", "pexpire", "pexpireat", "pttl", "publish", "rpop", "rpoplpush", "rpush", "sadd", "set", "setex", "subscribe", "time", "ttl",
-				"unlink", "zadd", "zcount", "zrem", "zremrangebyrank", "zscore"),
+				"blpop", "client|id", "client|unblock", "del", "expire", "expireat", "hdel", "hexists", "hgetall", "hincrby", "hset", "incr", "incrby",
+				"lpop", "lpush", "lrem", "ltrim", "pexpire", "pexpireat", "pttl", "rpop", "rpoplpush", "rpush", "sadd", "set", "setex",
+				"subscribe", "time", "zadd", "zcount", "zrem", "zscore"),
 		},
 		{
 			User: "postroom-dashboard", For: "worker monitor",

@@ -275,10 +275,13 @@ func TestACL_refusesTheRest(t *testing.T) {
 			"FLUSHALL", "KEYS *", "CONFIG GET *", "DEL " + job, "LRANGE asynq:{staging:email:default}:pending 0 -1", "EVAL return(redis.call('DEL',KEYS[1])) 1 " + job,
 			"GET accounts-service:user:1", "SADD asynq:servers x", "GET postroom:job:{1}", "GET postroom:idempotency:{staging:other-service:x}",
 			"EXISTS asynq:{email:default}:t:1", "EXISTS asynq:{production:email:default}:t:1", "PUBLISH asynq:cancel 1", "SUBSCRIBE accounts-service:updates",
+			"RPUSH postroom:wake:{email:default} 1", "LPOP postroom:wake:{staging:email:default}", "EXISTS postroom:pause:{staging:email:default}",
+			"ZADD postroom:due:{staging:email:default}:claim 1 x", "EXISTS postroom:gate:{staging:email:default}",
 		},
 		"postroom-worker": {
 			"FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG SET dir /tmp", "ACL LIST", "SCRIPT FLUSH", "SHUTDOWN", "MIGRATE h 1 k 0 1", "REPLICAOF NO ONE",
 			"GET accounts-service:user:1", "GET asynq:{email:default}:t:1", "PUBLISH accounts-service:updates x",
+			"BLPOP postroom:wake:{email:default} 1", "HGETALL postroom:gate:{production:email:default}",
 		},
 		"postroom-dashboard": {
 			"FLUSHALL", "KEYS *", "DEL " + job, "HSET " + job + " state x", "LPUSH asynq:{staging:email:default}:pending x",
@@ -449,7 +452,7 @@ func TestACL_text(t *testing.T) {
 	}
 	for _, want := range []string{
 		"\nuser SERVICE-producer on >PASSWORD resetkeys resetchannels -@all ~asynq:queues ~asynq:{staging:email:*}:t:*",
-		"~postroom:idempotency:{staging:SERVICE:*", "\nuser postroom-worker on >PASSWORD", "\nuser postroom-dashboard on >PASSWORD",
+		" ~postroom:wake:{staging:email:*}* ~postroom:due:{staging:email:*} ", "~postroom:idempotency:{staging:SERVICE:*", "\nuser postroom-worker on >PASSWORD", "\nuser postroom-dashboard on >PASSWORD",
 		"\nuser SERVICE on >PASSWORD resetkeys resetchannels -@all ~SERVICE:* &SERVICE:* ",
 	} {
 		if !strings.Contains(stdout, want) {
