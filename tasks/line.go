@@ -3,6 +3,7 @@ package tasks
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -93,6 +94,9 @@ func (p *Producer) land() {
 // drain flies with all that wait, batch by batch.
 func (p *Producer) drain() {
 	for {
+		// The calls that have just got their results, and others that are ready to
+		// run, may join: batches grow by half, and nobody waits.
+		runtime.Gosched()
 		batch := p.line.board()
 		if len(batch) == 0 {
 			return
