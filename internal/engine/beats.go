@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"time"
 
@@ -20,15 +19,23 @@ const (
 // from that of a busy one which jobs asynq runs. asynq's heartbeat comes from one
 // goroutine: two listings, then the state.
 type beats struct {
-	slots *slots
-	now   func() time.Time
+	slots    *slots
+	now      func() time.Time
+	stopping <-chan struct{}
 
-	last []byte    // idle state that was written; nil: the server was busy
-	at   time.Time // when
+	written time.Time // when the idle state was; zero: the server was busy
 }
 
-// fresh is true while the idle state in Redis can stand.
-func (b *beats) fresh() bool { return b.last != nil && b.now().Sub(b.at) < idleBeat }
+// fresh is true while the idle state in Redis can stand. At shutdown the state
+// changes.
+func (b *beats) fresh() bool {
+	select {
+	case <-b.stopping:
+		return false
+	default:
+		return b.now().Sub(b.written) < idleBeat
+	}
+}
 
 // state passes asynq's state on, unless it is that of an idle server and stands.
 func (b *beats) state(ctx context.Context, cmd *redis.Cmd, next redis.ProcessHook) error {
@@ -40,19 +47,18 @@ func (b *beats) state(ctx context.Context, cmd *redis.Cmd, next redis.ProcessHoo
 		}
 	}
 	b.slots.reconcile(running, b.now())
-	info, _ := args[1].([]byte)
-	if len(running) > 0 || info == nil {
-		b.last = nil
+	if len(running) > 0 {
+		b.written = time.Time{}
 		return next(ctx, cmd)
 	}
-	if b.fresh() && bytes.Equal(b.last, info) {
+	if b.fresh() {
 		cmd.SetVal("OK")
 		return nil
 	}
 	args[0] = idleLife.Seconds()
 	err := next(ctx, cmd)
 	if err == nil {
-		b.last, b.at = bytes.Clone(info), b.now()
+		b.written = b.now()
 	}
 	return err
 }

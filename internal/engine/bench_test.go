@@ -29,6 +29,7 @@ func BenchmarkServer(b *testing.B) {
 }
 
 func benchServer(b *testing.B, concurrency, queues int) {
+	b.Helper()
 	rdb := testenv.Redis(b).Open(b)
 	weights := map[string]int{}
 	for i := range queues {

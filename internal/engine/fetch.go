@@ -110,6 +110,7 @@ func (f *fetcher) answer(ctx context.Context, cmd *redis.Cmd) error {
 		f.empty--
 		return nothing(cmd)
 	}
+	f.slots.asked()
 	_, args, _ := parts(cmd)
 	deadline := time.Now().Add(maxWait)
 	for len(f.ready) == 0 && !f.closed {
@@ -218,7 +219,7 @@ func (f *fetcher) roomForRest() int {
 
 // fill takes jobs for the free slots, one at least: asynq holds a slot as it asks.
 func (f *fetcher) fill(ctx context.Context, lease any) error {
-	want := max(1, f.slots.free())
+	want := f.slots.free()
 	ended := f.slots.ended.Load()
 	t := taking{lease: lease, want: want, rest: f.roomForRest(), woken: f.woken, share: f.shares(want), order: f.order()}
 	f.look, f.woken, f.again = false, false, time.Time{}
@@ -324,7 +325,7 @@ func (f *fetcher) takeByQueue(ctx context.Context, t taking) error {
 var takeScript = redis.NewScript(wake.Lua + `
 local queues, woken, want, rest = tonumber(ARGV[2]), ARGV[3] == "1", tonumber(ARGV[4]), tonumber(ARGV[5])
 local out = {0, -1}
-local admitted, refused, dry, bucket, opens, got = {}, {}, {}, {}, {}, 0
+local admitted, refused, dry, bucket, spent, opens, got = {}, {}, {}, {}, {}, {}, 0
 local now
 local function clock()
 	if not now then
@@ -342,11 +343,12 @@ local function gate(q)
 	end
 	local n = math.huge
 	local g = redis.call("HMGET", KEYS[k + 5], "concurrency", "rate", "burst", "tokens", "at")
-	if g[1] then
-		n = math.max(0, tonumber(g[1]) - redis.call("ZCOUNT", KEYS[k + 4], "(" .. math.floor(clock() / 1000), "+inf"))
+	local most = tonumber(g[1] or "")
+	if most then
+		n = math.max(0, most - redis.call("ZCOUNT", KEYS[k + 4], "(" .. math.floor(clock() / 1000), "+inf"))
 	end
-	if g[2] then
-		local rate, burst = tonumber(g[2]), tonumber(g[3])
+	local rate, burst = tonumber(g[2] or ""), tonumber(g[3] or "")
+	if rate and burst then
 		local tokens = math.min(burst, (tonumber(g[4]) or burst) + math.max(0, clock() - (tonumber(g[5]) or 0)) * rate / 1000)
 		bucket[q] = tokens
 		if tokens < 1 and n > 0 then opens[q] = math.ceil((1 - tokens) / rate * 1000) end
@@ -386,7 +388,10 @@ local function take(q, n)
 		redis.call("ZADD", KEYS[k + 4], unpack(leases))
 		n, got, admitted[q] = n - taken, got + taken, admitted[q] - taken
 		if scarce then rest = rest - taken end
-		if bucket[q] then bucket[q] = bucket[q] - taken end
+		if bucket[q] and taken > 0 then
+			bucket[q] = bucket[q] - taken
+			spent[q] = bucket[q]
+		end
 	end
 end
 for q = 1, queues do
@@ -397,8 +402,8 @@ for i = 6 + 4 * queues, #ARGV do
 	if got >= want then break end
 	take(tonumber(ARGV[i]), want - got)
 end
-for q, tokens in pairs(bucket) do
-	redis.call("HSET", KEYS[6 * (q - 1) + 5], "tokens", string.format("%.4f", tokens), "at", clock())
+for q, tokens in pairs(spent) do
+	redis.call("HSET", KEYS[6 * (q - 1) + 5], "tokens", string.format("%.17g", tokens), "at", clock())
 end
 if woken or got < want then
 	for q = 1, queues do

@@ -941,3 +941,29 @@ func TestServer_KeepsToTheGateOnCluster(t *testing.T) {
 	}
 	c.keepsTo(t, from, slots, rate, burst)
 }
+
+// The drops of a slow rate are not lost to the many looks of a busy worker.
+func TestServer_FillsASlowBucket(t *testing.T) {
+	t.Parallel()
+	c := newCrew(t, testenv.Redis(t).Open(t)).free()
+	put(t, c.rdb, gated, 1)
+	const rate = 0.004
+	key := "postroom:gate:{" + gated + "}"
+	from := redisTime(t, c.rdb)
+	if err := c.rdb.HSet(t.Context(), key, "rate", rate, "burst", 1, "tokens", 0, "at", from.UnixMilli()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, c.rdb, open, 2000)
+	c.start(t, 1, 1) // a fetch for each job
+	eventually(t, "the other queue is empty", func() bool { return c.opened.Load() == 2000 })
+	least := rate * redisTime(t, c.rdb).Sub(from).Seconds()
+	tokens := stateOf(t, c.gate, gated).Tokens
+	most := rate * redisTime(t, c.rdb).Sub(from).Seconds()
+	const rounding = 1e-9
+	if tokens < least-rounding || tokens > most+rounding {
+		t.Errorf("the bucket holds %.7f tokens, want between %.7f and %.7f", tokens, least, most)
+	}
+	if n := c.started.Load(); n != 0 {
+		t.Errorf("%d jobs started without a token", n)
+	}
+}

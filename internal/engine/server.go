@@ -87,7 +87,7 @@ func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger)
 	s.seam = &seam{
 		fetch:    fetch,
 		finish:   newFinisher(plain, jobs, cluster),
-		beats:    &beats{slots: jobs, now: time.Now},
+		beats:    &beats{slots: jobs, now: time.Now, stopping: stopping},
 		quiet:    s.Quiet,
 		stopping: stopping,
 		log:      log,

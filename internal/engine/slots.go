@@ -49,6 +49,25 @@ func (s *slots) drop(j job) {
 	}
 }
 
+// asked is called when asynq asks for a job, which it does with a slot in hand. If
+// none is free here, an end went by unseen, and the job that has run the longest
+// is taken for the one that ended.
+func (s *slots) asked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.held) < s.total {
+		return
+	}
+	var oldest job
+	var since time.Time
+	for j, at := range s.held {
+		if since.IsZero() || at.Before(since) {
+			oldest, since = j, at
+		}
+	}
+	s.drop(oldest)
+}
+
 // free returns the number of free slots.
 func (s *slots) free() int {
 	s.mu.Lock()

@@ -16,12 +16,12 @@ import (
 
 const (
 	// lookInterval is how often a process looks whether a job waits that nobody
-	// announced: a stock client's, the dashboard's, one whose marker was lost. A
-	// quarter more at random keeps a fleet out of step.
+	// announced: a stock client's, the dashboard's, one whose marker was lost. Up
+	// to a half more at random keeps a fleet out of step.
 	lookInterval = time.Second
 
 	// listenTime is how long one BLPOP waits for a marker.
-	listenTime = 10 * time.Second
+	listenTime = 25 * time.Second
 
 	// unblockInterval is how often the end of a wait is asked for at shutdown.
 	unblockInterval = 20 * time.Millisecond
@@ -97,7 +97,7 @@ func (w *watcher) run() {
 			at = due
 		}
 		timer.Reset(time.Until(at))
-		forward := false
+		var forward bool
 		select {
 		case <-w.stopping:
 			return
@@ -109,7 +109,7 @@ func (w *watcher) run() {
 		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 		var err error
 		if now := time.Now(); !now.Before(next) {
-			next = now.Add(lookInterval + rand.N(lookInterval/4))
+			next = now.Add(lookInterval + rand.N(lookInterval/2))
 			var n int64
 			n, err = w.count(ctx)
 			forward = forward || n > 0
