@@ -22,6 +22,7 @@ type job struct {
 	frame *frame // nil: asynq has to send the job itself
 	msg   []byte // the job in asynq's form, if there is a frame
 
+	weight    int    // about the bytes that it takes in memory and on the wire
 	recordKey string // of its idempotency record, if it has a key
 	place     int64  // of EnqueueMany's jobs, from 1, those left out that were never composed
 	claimed   bool   // the record of its key is this job's own
@@ -59,9 +60,6 @@ func (j *job) receipt() Receipt {
 	return r
 }
 
-// size is about what j takes in memory and on the wire.
-func (j *job) size() int { return len(j.payload) + len(j.msg) + 256 }
-
 // compose validates email and makes the job of it, without asking Redis.
 func (p *Producer) compose(ctx context.Context, email Email, opts []Option) (*job, error) {
 	plan, bad := makePlan(opts, email.Class, p.namespace, p.now().UTC().Round(0))
@@ -84,6 +82,7 @@ func (p *Producer) compose(ctx context.Context, email Email, opts []Option) (*jo
 		j.recordKey = p.recordKey(j.key)
 	}
 	p.put(j)
+	j.weight = len(j.payload) + len(j.msg) + 256
 	return j, nil
 }
 

@@ -16,10 +16,10 @@ const (
 	batchBytes = 1 << 20
 )
 
-// batchOf returns how many of n jobs make a batch, and their size.
-func batchOf(n int, size func(int) int) (jobs, bytes int) {
+// batchOf returns how many of n jobs make a batch, and their weight.
+func batchOf(n int, weight func(int) int) (jobs, bytes int) {
 	for jobs < n && jobs < batchJobs && bytes < batchBytes {
-		bytes += size(jobs)
+		bytes += weight(jobs)
 		jobs++
 	}
 	return jobs, bytes
@@ -118,7 +118,7 @@ func (p *Producer) drain() {
 func (l *line) board() []*ticket {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n, _ := batchOf(len(l.waiting), func(i int) int { return l.waiting[i].job.size() })
+	n, _ := batchOf(len(l.waiting), func(i int) int { return l.waiting[i].job.weight })
 	if n == 0 {
 		l.waiting = nil
 		l.flying--

@@ -38,16 +38,17 @@ type Result struct {
 
 // EnqueueMany enqueues items, many at a time, as the returned sequence is
 // consumed, and yields every item's position and result in the order of the
-// input. A failing item does not stop the others. Jobs that go into the same
-// queue and may run at once are fetched in the order of the input, unless
-// another producer puts jobs of the same idempotency keys there.
+// input. A failing item does not stop the others. Jobs that may run at once lie in
+// their queue in the order of the input. Of items with one idempotency key, the
+// first makes the job.
 //
-// At most 1024 items are in memory, and about 8 MiB of jobs or a single larger one, so items
-// can be endless. It is read in the caller's goroutine: a result waits while
-// items waits for its next one. An item waits up to a millisecond for others
-// that share its way. When ctx ends, reading stops, and what has been read is still
-// reported. After the loop, also one left by break, no goroutine remains; items
-// that were read but not yet reported may or may not have been enqueued.
+// At most 1024 items are in memory, with about 8 MiB of jobs or a single larger
+// one, so items can be endless. It is read in the caller's goroutine: a result
+// waits while items waits for its next one. An item waits up to a millisecond
+// for others to share its script call, of which one is on its way at a time.
+// When ctx ends, reading stops, and what has been read is still reported. After
+// the loop, also one left by break, no goroutine remains; items that were read
+// but not yet reported may or may not have been enqueued.
 func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts ...Option) iter.Seq2[int, Result] {
 	return func(yield func(int, Result) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -65,8 +66,9 @@ func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts .
 			for len(window) > 0 && (wait || b.done(window[0])) {
 				j := window[0]
 				b.await(j)
+				window[0] = nil // the job is large, and the array outlives it
 				window = window[1:]
-				bytes -= j.size()
+				bytes -= j.weight
 				index++
 				if !yield(index-1, j.result) {
 					return false
@@ -87,7 +89,7 @@ func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts .
 				b.add(j)
 			}
 			window = append(window, j)
-			bytes += j.size()
+			bytes += j.weight
 			if !report(len(window) >= manyWindow || bytes >= manyBytes) {
 				return
 			}
@@ -132,7 +134,7 @@ func (b *belt) add(j *job) {
 	j.place = b.added
 	b.mu.Lock()
 	b.jobs = append(b.jobs, j)
-	b.bytes += j.size()
+	b.bytes += j.weight
 	look := len(b.jobs) == 1 || len(b.jobs) == manyBatch || b.bytes >= batchBytes
 	b.mu.Unlock()
 	if look {
@@ -173,7 +175,7 @@ func (b *belt) look() (jobs, ready, ended bool) {
 func (b *belt) take() []*job {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n, bytes := batchOf(len(b.jobs), func(i int) int { return b.jobs[i].size() })
+	n, bytes := batchOf(len(b.jobs), func(i int) int { return b.jobs[i].weight })
 	batch := b.jobs[:n:n]
 	b.jobs = b.jobs[n:]
 	b.bytes -= bytes

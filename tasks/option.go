@@ -35,8 +35,9 @@ type jobOptions struct {
 	problems  problems
 }
 
-// Delay makes the job wait for d before it runs. Redis keeps the time in whole
-// seconds.
+// Delay makes the job wait for d before it runs. Workers keep to it within
+// milliseconds; a stock asynq worker, which knows whole seconds only, is up to a
+// second and its own five-second tick late. None is early.
 func Delay(d time.Duration) Option {
 	return func(o *jobOptions) {
 		o.problems.duration("delay", d, 0)
@@ -44,7 +45,7 @@ func Delay(d time.Duration) Option {
 	}
 }
 
-// At makes the job wait until t, in whole seconds. A time in the past means now.
+// At makes the job wait until t, as Delay does. A time in the past means now.
 func At(t time.Time) Option {
 	return func(o *jobOptions) {
 		if t.IsZero() {
