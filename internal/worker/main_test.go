@@ -28,11 +28,19 @@ import (
 
 // The test binary is also the worker process that tests kill: with this
 // variable set it runs a worker until SIGTERM.
-const childVariable = "POSTROOM_TEST_WORKER"
+const (
+	childVariable = "POSTROOM_TEST_WORKER"
+	childSends    = "sends"
+	childCounts   = "counts"
+)
 
 func TestMain(m *testing.M) {
-	if os.Getenv(childVariable) != "" {
-		if err := child(); err != nil {
+	if mode := os.Getenv(childVariable); mode != "" {
+		run := child
+		if mode == childCounts {
+			run = countingWorker
+		}
+		if err := run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -133,7 +141,7 @@ func spawn(t *testing.T, redis *testenv.RedisServer, smtp *testenv.SMTPServer) *
 	}
 	defer f.Close()
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), childVariable+"=1", "REDIS_URL="+redis.URL(), "SMTP_URL="+smtp.URL())
+	p.cmd.Env = append(os.Environ(), childVariable+"="+childSends, "REDIS_URL="+redis.URL(), "SMTP_URL="+smtp.URL())
 	p.cmd.Stderr = f
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
