@@ -64,53 +64,6 @@ func TestFetcher_OrderIsWeighted(t *testing.T) {
 	}
 }
 
-// asynqFetch is the source of asynq's own fetch script, as its server sends it.
-func asynqFetch(t *testing.T, server *testenv.RedisServer) string {
-	t.Helper()
-	client := redis.NewClient(&redis.Options{Addr: server.Addr()})
-	defer client.Close()
-	c := &capture{found: make(chan string, 1)}
-	client.AddHook(c)
-	srv := asynq.NewServerFromRedisClient(client, asynq.Config{Queues: map[string]int{"email:default": 1}, LogLevel: asynq.FatalLevel})
-	if err := srv.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error { return nil })); err != nil {
-		t.Fatal(err)
-	}
-	defer srv.Shutdown()
-	select {
-	case source := <-c.found:
-		return source
-	case <-time.After(10 * time.Second):
-		t.Fatal("asynq's fetch is not recognised any more: its script or keys have changed. The engine now passes fetches through one by one, correct and slow; adapt recognise and takeScript")
-		return ""
-	}
-}
-
-// capture makes asynq send the text of its fetch script.
-type capture struct{ found chan string }
-
-func (*capture) DialHook(next redis.DialHook) redis.DialHook { return next }
-func (*capture) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
-}
-
-func (c *capture) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
-	return func(ctx context.Context, cmd redis.Cmder) error {
-		if kind, _ := recognise(cmd); kind != fetchCall {
-			return next(ctx, cmd)
-		}
-		if cmd.Name() == "evalsha" {
-			err := noScriptError("NOSCRIPT No matching script.")
-			cmd.SetErr(err)
-			return err
-		}
-		select {
-		case c.found <- cmd.Args()[1].(string):
-		default:
-		}
-		return next(ctx, cmd)
-	}
-}
-
 type noScriptError string
 
 func (e noScriptError) Error() string { return string(e) }
@@ -121,7 +74,7 @@ func (noScriptError) RedisError()     {}
 func TestFetcher_LikeAsynq(t *testing.T) {
 	t.Parallel()
 	server := testenv.Redis(t)
-	source := redis.NewScript(asynqFetch(t, server))
+	source := asynqScripts(t, server).of(t, fetchCall).script()
 	ours := redis.NewClient(&redis.Options{Addr: server.Addr(), DB: 1})
 	theirs := redis.NewClient(&redis.Options{Addr: server.Addr(), DB: 2})
 	defer ours.Close()
@@ -195,46 +148,6 @@ func history(t *testing.T, db *redis.Client, rnd *rand.Rand, queues []string) {
 			}
 		}
 	}
-}
-
-func copyAll(t *testing.T, from, to *redis.Client) {
-	t.Helper()
-	for it := from.Scan(t.Context(), 0, "*", 1000).Iterator(); it.Next(t.Context()); {
-		raw, err := from.Dump(t.Context(), it.Val()).Result()
-		if err == nil {
-			err = to.RestoreReplace(t.Context(), it.Val(), 0, raw).Err()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-func dump(t *testing.T, db *redis.Client) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	for it := db.Scan(t.Context(), 0, "*", 1000).Iterator(); it.Next(t.Context()); {
-		key := it.Val()
-		kind, err := db.Type(t.Context(), key).Result()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var v any
-		switch kind {
-		case "string":
-			v = db.Get(t.Context(), key).Val()
-		case "list":
-			v = db.LRange(t.Context(), key, 0, -1).Val()
-		case "set":
-			v = slices.Sorted(slices.Values(db.SMembers(t.Context(), key).Val()))
-		case "zset":
-			v = db.ZRangeWithScores(t.Context(), key, 0, -1).Val()
-		case "hash":
-			v = db.HGetAll(t.Context(), key).Val()
-		}
-		out[key] = fmt.Sprint(kind, v)
-	}
-	return out
 }
 
 // A job that was taken and not started goes back to the head of its queue, in
