@@ -117,6 +117,35 @@ func TestProducer_EnqueueMany_Endless(t *testing.T) {
 	}
 }
 
+// Large jobs are read ahead by their size, not by their number.
+func TestProducer_EnqueueMany_LargeJobs(t *testing.T) {
+	t.Parallel()
+	p := setup(t)
+	const count = 24
+	email := message()
+	email.Attachments = []Attachment{{Name: "scan.pdf", Content: make([]byte, manyBytes/8)}}
+	read, ahead, results := 0, 0, 0
+	items := func(yield func(Item) bool) {
+		for range count {
+			read++
+			if !yield(Item{Email: email}) {
+				return
+			}
+		}
+	}
+	for i, r := range p.EnqueueMany(t.Context(), items) {
+		if r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		ahead = max(ahead, read-i)
+		results++
+	}
+	// Encoded, each has more than an eighth of the bound.
+	if ahead > 8 || results != count {
+		t.Errorf("%d items were read ahead, want at most 8; %d results, want %d", ahead, results, count)
+	}
+}
+
 func TestProducer_EnqueueMany_BreakLeavesNothing(t *testing.T) {
 	p := setup(t)
 	send(t, p, message())
