@@ -48,6 +48,8 @@ type bench struct {
 	river      string // program
 	email      peer.Email
 	contenders []*system
+	measuring  string  // now
+	problems   []error // with single systems
 	results    results
 	checked    int    // jobs that ran exactly once
 	load       string // of the machine, before the run
@@ -224,7 +226,7 @@ func (b *bench) startPostgres(ctx context.Context) error {
 		return err
 	}
 	b.stops = append(b.stops, b.postgres.Stop)
-	b.database = "host=" + dir + " user=bench dbname=postgres pool_max_conns=10"
+	b.database = "host=" + dir + " user=bench dbname=postgres pool_max_conns=" + strconv.Itoa(riverConnections)
 	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	if err := child.Poll(limit, 50*time.Millisecond, func() (bool, error) {
@@ -236,9 +238,13 @@ func (b *bench) startPostgres(ctx context.Context) error {
 	return nil
 }
 
+// riverConnections is the size of a pool. pgx's default, the larger of four and the number of cores, enqueues less from
+// many callers, and many more than this do so too.
+const riverConnections = 10
+
 // postgresSettings differ from Postgres's defaults: no waiting for the disk, as Redis does not wait either, and room.
 var postgresSettings = []string{
-	"listen_addresses=", "synchronous_commit=off", "shared_buffers=512MB", "max_wal_size=4GB", "max_connections=600",
+	"listen_addresses=", "synchronous_commit=off", "shared_buffers=512MB", "max_wal_size=4GB", "max_connections=300",
 }
 
 // unprivileged is a user that Postgres may run as.

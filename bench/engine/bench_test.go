@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -249,6 +252,28 @@ func TestBench_Pictures(t *testing.T) {
 		if pictureLabels[name] == "" {
 			t.Errorf("%s has no label, so the report does not show it", name)
 		}
+	}
+}
+
+// What goes wrong with one system is noted and does not end the run; the end of the run does.
+func TestBench_Attempt(t *testing.T) {
+	t.Parallel()
+	b := &bench{progress: io.Discard, measuring: pickup}
+	s, wrong := &system{name: bullmq}, errors.New("one job ran twice")
+	if err := b.attempt(t.Context(), s, func() error { return nil }); err != nil || len(b.problems) != 0 {
+		t.Errorf("nothing went wrong and is %v, %v", err, b.problems)
+	}
+	if err := b.attempt(t.Context(), s, func() error { return wrong }); err != nil {
+		t.Errorf("a problem ends the run: %v", err)
+	}
+	if len(b.problems) != 1 || !errors.Is(b.problems[0], wrong) || !strings.HasPrefix(b.problems[0].Error(), "pickup, bullmq: ") {
+		t.Errorf("noted %v, want what went wrong with whom", b.problems)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	over := errors.New("time is over")
+	cancel(over)
+	if err := b.attempt(ctx, s, func() error { return wrong }); !errors.Is(err, over) {
+		t.Errorf("the end of the run gives %v", err)
 	}
 }
 

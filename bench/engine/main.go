@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer, 
 	if err := errors.Join(err, b.stop()); err != nil {
 		return err
 	}
-	return b.report(ctx, stdout)
+	return errors.Join(b.report(ctx, stdout), errors.Join(b.problems...))
 }
 
 func parse(args []string, stderr io.Writer) (o options, err error) {

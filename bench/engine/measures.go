@@ -105,8 +105,9 @@ func (b *bench) measure(ctx context.Context) error {
 		if !slices.Contains(b.measures, m.name) {
 			continue
 		}
+		b.measuring = m.name
 		if err := m.run(b, ctx); err != nil {
-			return fmt.Errorf("measure %s: %w", m.name, err)
+			return err
 		}
 	}
 	return nil
@@ -116,7 +117,8 @@ func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.progress, "%6.0f s  "+format+"\n", append([]any{time.Since(b.begun).Seconds()}, args...)...)
 }
 
-// alternate opens a session of each system, lets them take turns and closes them. Round 0 is for warming up.
+// alternate opens a session of each system, lets them take turns and closes them. Round 0 is for warming up. A system
+// that fails is left out of the case from then on.
 func (b *bench) alternate(ctx context.Context, systems []*system, sp spec, rounds int, round func(context.Context, *session, int) error) (err error) {
 	var sessions []*session
 	defer func() {
@@ -124,23 +126,55 @@ func (b *bench) alternate(ctx context.Context, systems []*system, sp spec, round
 			err = errors.Join(err, s.close())
 		}
 	}()
-	for _, s := range systems {
-		session, err := b.open(ctx, s, sp)
-		if err != nil {
-			return fmt.Errorf("start %s: %w", s.name, err)
+	for _, system := range systems {
+		if err := b.attempt(ctx, system, func() error {
+			s, err := b.open(ctx, system, sp)
+			if err != nil {
+				return fmt.Errorf("start: %w", err)
+			}
+			sessions = append(sessions, s)
+			return nil
+		}); err != nil {
+			return err
 		}
-		sessions = append(sessions, session)
 	}
 	for n := range rounds + 1 {
-		for _, s := range sessions {
-			limit, cancel := context.WithTimeoutCause(ctx, roundLimit, errors.New("the round took too long"))
-			err := round(limit, s, n)
-			cancel()
-			if err != nil {
-				return fmt.Errorf("%s, round %d: %w", s.name, n, err)
+		for _, s := range slices.Clone(sessions) {
+			failed := len(b.problems)
+			if err := b.attempt(ctx, s.system, func() error {
+				limit, cancel := context.WithTimeoutCause(ctx, roundLimit, errors.New("the round took too long"))
+				defer cancel()
+				if err := round(limit, s, n); err != nil {
+					return fmt.Errorf("round %d: %w", n, err)
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if len(b.problems) > failed {
+				sessions = slices.DeleteFunc(sessions, func(other *session) bool { return other == s })
+				if err := s.close(); err != nil {
+					return err
+				}
 			}
 		}
 	}
+	return nil
+}
+
+// attempt notes what goes wrong with a system, so that it does not cost the others their figures. It fails when all is
+// to end.
+func (b *bench) attempt(ctx context.Context, s *system, do func() error) error {
+	err := do()
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("%s, %s: %w", b.measuring, s.name, err)
+	if ctx.Err() != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	b.problems = append(b.problems, err)
+	b.say("%v", err)
 	return nil
 }
 
@@ -435,6 +469,10 @@ const (
 	monitorSpan = 10 * time.Second
 )
 
+// riverReplicas is how many River clients are started at the most: each has connections of its own, and each connection
+// is a process of Postgres.
+const riverReplicas = 10
+
 func idleRow(replicas int) string {
 	if replicas == 1 {
 		return "1 replica"
@@ -452,8 +490,11 @@ func (b *bench) idleReplicas() []int {
 func (b *bench) measureIdle(ctx context.Context) error {
 	for _, replicas := range b.idleReplicas() {
 		for _, s := range b.contenders {
-			if err := b.idleRound(ctx, s, replicas); err != nil {
-				return fmt.Errorf("%s, %s: %w", s.name, idleRow(replicas), err)
+			if s.name == river && replicas > riverReplicas {
+				continue
+			}
+			if err := b.attempt(ctx, s, func() error { return b.idleRound(ctx, s, replicas) }); err != nil {
+				return err
 			}
 		}
 	}
@@ -566,8 +607,8 @@ func (b *bench) measureMemory(ctx context.Context) error {
 	for range min(b.rounds, 3) {
 		for _, s := range b.contenders {
 			// A process keeps what it once needed, so each round has a new one.
-			if err := b.runningRound(ctx, s); err != nil {
-				return fmt.Errorf("%s: %w", s.name, err)
+			if err := b.attempt(ctx, s, func() error { return b.runningRound(ctx, s) }); err != nil {
+				return err
 			}
 		}
 	}
@@ -672,8 +713,8 @@ func (b *bench) measureBacklog(ctx context.Context) error {
 		if s.name != ours && s.name != bullmq {
 			continue
 		}
-		if err := b.backlogRounds(ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+		if err := b.attempt(ctx, s, func() error { return b.backlogRounds(ctx, s) }); err != nil {
+			return err
 		}
 	}
 	return nil

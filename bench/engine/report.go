@@ -221,6 +221,11 @@ func (b *bench) goals() []goal {
 		b.most("lateness of a delayed job, p99", delayed, "", p99, " ms", 20),
 		b.most("delayed jobs of a round that start early", delayed, "", early, "", 0),
 	}
+	exact := goal{"no job lost or doubled", "none", "none of " + report.Count(b.checked), verdict(b.checked > 0, len(b.problems) == 0)}
+	if len(b.problems) > 0 {
+		exact.Reached = fmt.Sprintf("see the %d rounds that failed", len(b.problems))
+	}
+	goals = append(goals, exact)
 	for _, n := range b.idleReplicas() {
 		goals = append(goals, b.most("Redis commands at idle, "+idleRow(n)+", 6 queues", idle, idleRow(n), calls, " a second and replica", 2))
 	}
@@ -235,7 +240,12 @@ var page = template.Must(template.New("engine.md").Funcs(template.FuncMap{"join"
 How fast jobs go through postroom's engine and what they cost, beside stock asynq, BullMQ and River, with a handler that
 does nothing. Figures are medians of {{.Rounds}} rounds (smallest – largest) after one for warming up; **n ×** is how many
 times better postroom is: the median of the rounds' ratios. {{count .Checked}} jobs were counted: each ran exactly once,
-none was lost, none doubled, in every system.
+none was lost, none doubled, in every round that has a figure here.
+{{with .Problems}}
+**Some rounds failed, and their systems are left out of these cases:**
+{{range .}}
+    {{.}}
+{{end}}{{end -}}
 {{with .Pictures}}
 {{range .}}![{{.Label}}]({{.File}})
 {{end}}{{end}}
@@ -267,7 +277,8 @@ none was lost, none doubled, in every system.
 - Each system has a producer and workers as processes of their own. The handler counts the job, by the number in its
   payload; at the end of a round the counts must add up and the store must hold nothing unfinished.
 - The Redis systems share one Redis server without persistence, each with a database of its own. River's Postgres has
-  {{.Postgres}}; its defaults otherwise, and a Unix socket.
+  {{.Postgres}}; its defaults otherwise, and a Unix socket; River's processes have
+  {{.Connections}} connections each.
 - postroom: ` + "`internal/engine`" + ` and ` + "`tasks.Producer`" + ` as the worker and the services use them. asynq: its server and client. BullMQ
   and River give each queue workers of its own: with six queues, each gets its share of the jobs at once, rounded up.
   River fetches as often as it allows ({{.Cooldown}}; its default of 100 ms would bound it to ten fetches a second).
@@ -281,11 +292,15 @@ type picture struct{ File, Label string }
 
 func (b *bench) report(ctx context.Context, stdout io.Writer) error {
 	pictures := b.pictures()
+	var problems []string
+	for _, err := range b.problems {
+		problems = append(problems, strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "\n    "))
+	}
 	data := map[string]any{
 		"Quick": b.quick, "Rounds": b.rounds, "Checked": b.checked, "Goals": b.goals(), "Sections": b.sections(),
 		"Machine": report.Machine(), "Load": b.load, "LoadAfter": report.Load(), "Took": time.Since(b.begun).Round(time.Second).String(),
 		"Versions": b.versions(ctx), "Commit": "commit " + report.Output(ctx, "git", "describe", "--always", "--dirty", "--abbrev=10"),
-		"Bytes": payloadBytes, "Postgres": strings.Join(postgresSettings[1:], ", "), "Cooldown": "1 ms",
+		"Bytes": payloadBytes, "Connections": riverConnections, "Problems": problems, "Postgres": strings.Join(postgresSettings[1:], ", "), "Cooldown": "1 ms",
 	}
 	var links []picture
 	for name, label := range pictureLabels {
