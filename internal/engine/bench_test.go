@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/medicalink/postroom/internal/engine"
 	"github.com/medicalink/postroom/internal/testenv"
+	"github.com/medicalink/postroom/tasks"
 )
 
 // Jobs that do nothing, from a full queue: what the engine itself costs.
@@ -35,25 +35,22 @@ func benchServer(b *testing.B, concurrency, queues int) {
 	for i := range queues {
 		weights[fmt.Sprint("email:q", i)] = 1
 	}
-	payload := []byte(strings.Repeat("x", 300))
-	client := asynq.NewClientFromRedisClient(rdb)
-	var wg sync.WaitGroup
-	var next atomic.Int64
-	for range 64 {
-		wg.Go(func() {
-			for {
-				n := int(next.Add(1))
-				if n > b.N {
-					return
-				}
-				if _, err := client.EnqueueContext(b.Context(), asynq.NewTask("t", payload), asynq.Queue(fmt.Sprint("email:q", n%queues))); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
+	producer, err := tasks.NewProducer(rdb)
+	if err != nil {
+		b.Fatal(err)
 	}
-	wg.Wait()
+	email := tasks.Email{To: "ada@example.com", Subject: "Your results", Body: strings.Repeat("x", 150)}
+	for _, r := range producer.EnqueueMany(b.Context(), func(yield func(tasks.Item) bool) {
+		for n := range b.N {
+			if !yield(tasks.Item{Email: email, Options: []tasks.Option{tasks.Queue(fmt.Sprint("email:q", n%queues)), tasks.Retention(0)}}) {
+				return
+			}
+		}
+	}) {
+		if r.Err != nil {
+			b.Fatal(r.Err)
+		}
+	}
 	s, err := engine.NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), engine.Config{
 		Queues: weights, Concurrency: concurrency, ShutdownTimeout: 5 * time.Second,
 		RetryDelay: func(int, error, *asynq.Task) time.Duration { return time.Hour },

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
@@ -18,7 +19,7 @@ const (
 
 	// finishCalls is the number of script calls under way at once. While they
 	// are, finished jobs gather for the next one.
-	finishCalls = 2
+	finishCalls = 1
 )
 
 // finisher gathers the ends of jobs: what asynq says about one job with one
@@ -31,12 +32,12 @@ type finisher struct {
 
 	mu      sync.Mutex
 	waiting []*ending
-	calls   int
+	sending bool
 }
 
 // An ending is one of asynq's calls, taken apart.
 type ending struct {
-	kind   string
+	kind   call
 	job    job
 	day    string // of the statistics
 	expiry any    // of the statistics
@@ -59,20 +60,21 @@ func newEnding(c call, cmd redis.Cmder) (*ending, error) {
 	if !ok {
 		return nil, errors.New("finish a job: its id is not a string")
 	}
-	e := &ending{job: job{queue: queueOf(keys[0]), id: id}, done: make(chan struct{})}
+	e := &ending{kind: c, job: job{id: id}, done: make(chan struct{})}
 	var day any
 	switch c {
 	case doneCall:
-		e.kind, e.expiry, day = "done", args[1], keys[3]
+		e.expiry, day = args[1], keys[3]
 	case completeCall:
-		e.kind, e.expiry, e.score, e.msg, day = "complete", args[1], args[2], args[3], keys[4]
+		e.expiry, e.score, e.msg, day = args[1], args[2], args[3], keys[4]
 	case retryCall:
-		e.kind, e.msg, e.score, e.expiry, day = "retry", args[1], args[2], args[3], keys[4]
+		e.msg, e.score, e.expiry, day = args[1], args[2], args[3], keys[4]
 		e.failed, _ = args[4].(bool)
 	default:
 		return nil, fmt.Errorf("finish a job: call %d is not an end", c)
 	}
 	e.day, _ = day.(string)
+	e.job.queue = queueOf(e.day)
 	return e, nil
 }
 
@@ -80,8 +82,8 @@ func newEnding(c call, cmd redis.Cmder) (*ending, error) {
 func (f *finisher) finish(ctx context.Context, e *ending) error {
 	f.mu.Lock()
 	f.waiting = append(f.waiting, e)
-	if f.calls < finishCalls {
-		f.calls++
+	if !f.sending {
+		f.sending = true
 		go f.flush()
 	}
 	f.mu.Unlock()
@@ -96,10 +98,14 @@ func (f *finisher) finish(ctx context.Context, e *ending) error {
 // flush sends what waits until nothing does.
 func (f *finisher) flush() {
 	for {
+		// Handlers that are about to end may join: at a low concurrency that makes
+		// batches twice as large, and nobody waits.
+		runtime.Gosched()
+		runtime.Gosched()
 		f.mu.Lock()
 		n := min(len(f.waiting), maxFinish)
 		if n == 0 {
-			f.calls--
+			f.sending = false
 			f.mu.Unlock()
 			return
 		}
@@ -151,8 +157,10 @@ func byQueue(batch []*ending) [][]*ending {
 // KEYS, for each queue and day: active, lease, completed, retry, processed,
 // failed, processed on the day, failed on the day, pending, gate, wake marker.
 // ARGV: number of queues and days, the highest value of a counter; for each of
-// them the task key prefix and the expiry of its statistics; for each job: kind,
-// queue and day (from 1), id, score, message, whether the attempt counts.
+// them the task key prefix and the expiry of its statistics; for each job its
+// queue and day (from 1), id and kind, and but for kind done, the score of its set
+// and its message. Kinds are done, complete, retry, and failed: a retry that
+// counts.
 // Returns OK, NOT FOUND or INTERNAL for each job.
 //
 // asynq looks for the id in the whole active list; here the search ends where it
@@ -161,8 +169,10 @@ var finishScript = redis.NewScript(wake.Lua + `
 local out, processed, failed = {}, {}, {}
 local groups = tonumber(ARGV[1])
 for g = 1, groups do processed[g], failed[g] = 0, 0 end
-for i = 2 * groups + 3, #ARGV, 6 do
-	local kind, g, id = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2]
+local i = 2 * groups + 3
+while i <= #ARGV do
+	local g, id, kind, score, msg = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+	i = i + (kind == "done" and 3 or 5)
 	local k, status = 11 * (g - 1), "OK"
 	if redis.call("LREM", KEYS[k + 1], -1, id) == 0 or redis.call("ZREM", KEYS[k + 2], id) == 0 then
 		status = "NOT FOUND"
@@ -175,16 +185,16 @@ for i = 2 * groups + 3, #ARGV, 6 do
 				processed[g] = processed[g] + 1
 			end
 		elseif kind == "complete" then
-			if redis.call("ZADD", KEYS[k + 3], ARGV[i + 3], id) ~= 1 then
+			if redis.call("ZADD", KEYS[k + 3], score, id) ~= 1 then
 				status = "INTERNAL"
 			else
-				redis.call("HSET", key, "msg", ARGV[i + 4], "state", "completed")
+				redis.call("HSET", key, "msg", msg, "state", "completed")
 				processed[g] = processed[g] + 1
 			end
 		else
-			redis.call("ZADD", KEYS[k + 4], ARGV[i + 3], id)
-			redis.call("HSET", key, "msg", ARGV[i + 4], "state", "retry")
-			if ARGV[i + 5] == "1" then
+			redis.call("ZADD", KEYS[k + 4], score, id)
+			redis.call("HSET", key, "msg", msg, "state", "retry")
+			if kind == "failed" then
 				processed[g] = processed[g] + 1
 				failed[g] = failed[g] + 1
 			end
@@ -228,7 +238,7 @@ func (f *finisher) run(batch []*ending) {
 	index := map[group]int{}
 	var keys []string
 	heads := make([]any, 0, 8)
-	items := make([]any, 0, 6*len(batch))
+	items := make([]any, 0, 5*len(batch))
 	for _, e := range batch {
 		g := group{e.job.queue, e.day}
 		i, ok := index[g]
@@ -242,14 +252,19 @@ func (f *finisher) run(batch []*ending) {
 				g.day, p+"failed"+day, p+"pending", gateKey(g.queue), wake.Key(g.queue))
 			heads = append(heads, p+"t:", e.expiry)
 		}
-		items = append(items, e.kind, i, e.job.id, e.score, e.msg, e.failed)
-	}
-	args := append([]any{len(index), maxCount}, heads...)
-	for i, a := range items {
-		if a == nil {
-			items[i] = ""
+		items = append(items, i, e.job.id)
+		switch {
+		case e.kind == doneCall:
+			items = append(items, "done")
+		case e.kind == completeCall:
+			items = append(items, "complete", e.score, e.msg)
+		case e.failed:
+			items = append(items, "failed", e.score, e.msg)
+		default:
+			items = append(items, "retry", e.score, e.msg)
 		}
 	}
+	args := append([]any{len(index), maxCount}, heads...)
 	reply, err := finishScript.Run(context.Background(), f.rdb, keys, append(args, items...)...).StringSlice()
 	if err == nil && len(reply) != len(batch) {
 		err = fmt.Errorf("finish jobs: %d answers for %d jobs", len(reply), len(batch))

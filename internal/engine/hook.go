@@ -34,6 +34,7 @@ type seam struct {
 	stopping <-chan struct{}
 	log      zerolog.Logger
 
+	scripts  recogniser
 	fetches  atomic.Bool  // asynq's fetch was recognised
 	failures atomic.Int32 // scripts that failed in a row
 	unknown  sync.Map     // shapes that were logged
@@ -54,7 +55,7 @@ func (s *seam) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			defer cancel()
 			ctx = alive
 		}
-		kind, shape := recognise(cmd)
+		kind, shape := s.scripts.recognise(cmd)
 		err := s.process(ctx, cmd, kind, shape, next)
 		switch {
 		case kind == notScript:

@@ -2,7 +2,10 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -45,6 +48,46 @@ var calls = map[string]call{
 	"aggregation_sets/1":                                                    reclaimCall,
 	"servers workers/":                                                      heartbeatCall,
 	"servers workers/0":                                                     otherCall, // clear the server's state
+}
+
+// recogniser remembers what it has recognised, by the script and the number of its
+// arguments: asynq has a dozen of them and calls two of them for every job.
+type recogniser struct {
+	mu    sync.Mutex
+	known atomic.Pointer[map[script]call]
+}
+
+type script struct {
+	text string // or its hash
+	args int
+}
+
+// recognise returns which of asynq's calls cmd is, and the shape of one that is
+// unknown.
+func (r *recogniser) recognise(cmd redis.Cmder) (call, string) {
+	args := cmd.Args()
+	if name := cmd.Name(); name != "evalsha" && name != "eval" || len(args) < 2 {
+		return notScript, ""
+	}
+	text, _ := args[1].(string)
+	key := script{text, len(args)}
+	if known := r.known.Load(); known != nil {
+		if c, ok := (*known)[key]; ok {
+			return c, ""
+		}
+	}
+	c, shape := recognise(cmd)
+	if c == unknownCall || c == heartbeatCall { // the heartbeat has any number of arguments
+		return c, shape
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	grown := map[script]call{key: c}
+	if known := r.known.Load(); known != nil {
+		maps.Copy(grown, *known)
+	}
+	r.known.Store(&grown)
+	return c, shape
 }
 
 // recognise returns which of asynq's calls cmd is, and its shape.
