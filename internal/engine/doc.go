@@ -4,12 +4,19 @@
 // asynq is not forked; everything is done at its seam, the
 // redis.UniversalClient handed to asynq.NewServerFromRedisClient.
 //
-// The hook answers asynq's fetches: one script call takes as many jobs as there
-// are free slots, by weight over all queues, and the fetches that follow are
-// answered from memory. A job in memory is about to start; one that could not
-// is handed back at shutdown, at no cost. Acknowledgements of concurrent handlers
-// share round trips. asynq's scripts are recognised by the shape of their keys;
-// what is not recognised goes through untouched, slower and correct.
+// The parts, by file:
+//
+//   - scripts: which of asynq's calls a command is, by the shape of its keys. What
+//     is not recognised goes through untouched, slower and correct.
+//   - fetch: one script call takes as many jobs as there are free slots, by weight
+//     over all queues and as far as the gate admits; the fetches that follow are
+//     answered from memory. A job in memory is about to start; one that could not
+//     is handed back at shutdown, at no cost.
+//   - finish: the ends of jobs gather into one script call.
+//   - forward, watch: delayed jobs move when they are due; an idle worker waits for
+//     the markers of package wake, and looks for itself about once a second.
+//   - gate: pauses, limits and rates of queues, as operators set and see them.
+//   - slots, beats: which jobs hold a slot; the heartbeat of an idle server.
 //
 // The hook also mends what asynq 0.26 does to a Redis that is away:
 //
