@@ -135,6 +135,34 @@ func TestWorker_ProviderIsAway(t *testing.T) {
 	}
 }
 
+// While no relay works, mail stays in its queue: it is not fetched only to be
+// deferred, and a probe finds out when to go on.
+func TestWorker_LeavesMailInItsQueueWhileNoRelayWorks(t *testing.T) {
+	t.Parallel()
+	b := setup(t, quick(), testenv.Redis(t), testenv.SMTP(t, testenv.Refuse(421, "closing", testenv.StageGreeting).Times(6)))
+	b.start(t)
+	first := make([]tasks.Receipt, 5) // as many faults as make a breaker open
+	for i := range first {
+		first[i] = b.send(t, welcome(fmt.Sprintf("first%d@example.com", i)))
+	}
+	eventually(t, "rest of the relay", func() bool { return strings.Contains(b.logs.String(), "no relay works") })
+	const jobs = 60
+	later := make([]tasks.Receipt, jobs)
+	for i := range later {
+		later[i] = b.send(t, welcome(fmt.Sprintf("later%d@example.com", i)))
+	}
+	for _, r := range append(first, later...) {
+		b.waitState(t, r, asynq.TaskStateCompleted)
+	}
+	if !strings.Contains(b.logs.String(), "a relay works again") {
+		t.Error("the log does not say that mail goes out again")
+	}
+	// The first ones, and a probe's: of each queue one at most.
+	if n := strings.Count(b.logs.String(), `"outcome":"deferred"`); n > jobs/2 {
+		t.Errorf("%d jobs were fetched to be deferred", n)
+	}
+}
+
 // No answer after the dot: a class that must not double keeps the message back
 // until a person decides; a class that must arrive sends a second copy, the
 // same to the letter.

@@ -114,6 +114,7 @@ type Worker struct {
 	doCut  context.CancelCauseFunc
 
 	state atomic.Int32
+	rests atomic.Bool // no relay works, and the log says so
 }
 
 const (
@@ -156,16 +157,28 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 		StrictPriority:  cfg.StrictPriority,
 		Concurrency:     cfg.Concurrency,
 		ShutdownTimeout: cfg.ShutdownTimeout,
-		// While no provider works, mail stays in its queue.
-		Admit:      func(string) (int, time.Duration) { return mail.Admit() },
-		RetryDelay: retryDelay,
-		IsFailure:  isFailure,
+		Admit:           w.admit,
+		RetryDelay:      retryDelay,
+		IsFailure:       isFailure,
 	}, log)
 	if err != nil {
 		return nil, err
 	}
 	w.rescuer = newRescuer(rdb, name, cfg, w.server.Quiet, log)
 	return w, nil
+}
+
+// admit keeps mail in its queue while no relay works: a job that is fetched only
+// to be deferred costs its place in the line.
+func (w *Worker) admit(string) (n int, again time.Duration) {
+	n, again = w.mail.Admit()
+	switch {
+	case n == 0 && w.rests.CompareAndSwap(false, true):
+		w.log.Warn().Dur("again", again).Msg("no relay works: mail waits in its queue until one does")
+	case n > 1 && w.rests.CompareAndSwap(true, false): // one is a probe
+		w.log.Info().Msg("a relay works again: mail goes out")
+	}
+	return n, again
 }
 
 // Start begins to consume. It fails if Redis does not answer, for a worker that
