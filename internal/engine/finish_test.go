@@ -216,6 +216,9 @@ func TestFinisher_LikeAsynq(t *testing.T) {
 		total := func() string {
 			switch {
 			case full:
+				if rnd.IntN(2) == 0 {
+					return fmt.Sprint(uint64(math.MaxInt64) - 512 - rnd.Uint64N(40)) // in the midst of a batch
+				}
 				return fmt.Sprint(math.MaxInt64 - below[rnd.IntN(len(below))])
 			case rnd.IntN(2) == 0:
 				return fmt.Sprint(rnd.IntN(10_000))
@@ -235,6 +238,11 @@ func TestFinisher_LikeAsynq(t *testing.T) {
 				if rnd.IntN(12) == 0 && !full {
 					batch = append(batch, randomEnd(rnd, q, id, 2)) // a second end of the same job
 				}
+			}
+		}
+		if full && rnd.IntN(2) == 0 { // failures
+			for i := range batch {
+				batch[i].kind, batch[i].failed = retryCall, rnd.IntN(8) > 0
 			}
 		}
 		batch = append(batch, end{kind: doneCall, queue: queues[0], id: "unknown", day: 1})

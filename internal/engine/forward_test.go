@@ -77,13 +77,16 @@ func delayedJobs(t *testing.T, rnd *rand.Rand, now time.Time, queues []string, d
 			add(state...)
 		}
 		for _, set := range []string{"scheduled", "retry"} {
-			n := rnd.IntN(20)
+			n, same := rnd.IntN(20), false
 			if rnd.IntN(8) == 0 {
-				n = 90 + rnd.IntN(200)
+				n, same = 90+rnd.IntN(200), rnd.IntN(2) == 0
 			}
 			for i := range n {
 				id := fmt.Sprint(set, i)
 				score := sec + []int64{0, 1, -1 - rnd.Int64N(100), -1 - rnd.Int64N(100), 3 + rnd.Int64N(100)}[rnd.IntN(5)]
+				if same {
+					score = sec // more at one time than a call moves
+				}
 				if set == "scheduled" {
 					pl.scores[id] = score
 				}
@@ -228,9 +231,14 @@ func forwardRound(t *testing.T, rnd *rand.Rand, source *redis.Script, ours, thei
 	now := redisNow(t, ours)
 	plans := delayedJobs(t, rnd, now, queues, ours, theirs)
 	w := testWatcher(ours, rnd.IntN(3) == 0, queues...)
-	before := map[string]int64{}
+	before, waited := map[string]int64{}, map[string]int64{}
+	delayed := func(q string) int64 {
+		p := prefixOf(q)
+		return ours.ZCard(t.Context(), p+"scheduled").Val() + ours.ZCard(t.Context(), p+"retry").Val() + ours.ZCard(t.Context(), wake.DueKey(q)).Val()
+	}
 	for _, q := range queues {
 		before[q] = ours.LLen(t.Context(), prefixOf(q)+"pending").Val()
+		waited[q] = delayed(q)
 	}
 	for call := 0; ; call++ {
 		start := redisNow(t, ours)
@@ -249,9 +257,11 @@ func forwardRound(t *testing.T, rnd *rand.Rand, source *redis.Script, ours, thei
 		if diff := differences(a, b); diff != "" {
 			t.Fatalf("call %d: the keys differ\n%s", call, diff)
 		}
-		waiting, more, next := false, false, int64(-1)
+		waiting, more, many, next := false, false, false, int64(-1)
 		for _, q := range queues {
-			p := prefixOf(q)
+			p, left := prefixOf(q), delayed(q)
+			many = many || waited[q]-left >= maxForward
+			waited[q] = left
 			n := ours.LLen(t.Context(), p+"pending").Val()
 			waiting = waiting || n > 0
 			*moves += int(n - before[q])
@@ -279,6 +289,8 @@ func forwardRound(t *testing.T, rnd *rand.Rand, source *redis.Script, ours, thei
 			if found.due != time.Millisecond {
 				t.Fatalf("call %d: more jobs are due and we come back in %v", call, found.due)
 			}
+			continue
+		case many && found.due == time.Millisecond: // there may be more
 			continue
 		case call > 0: // the claims are made
 		case next < 0 || next > end.UnixMilli()+wake.Horizon.Milliseconds():
