@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,6 +61,7 @@ func benchServer(b *testing.B, concurrency, queues int) {
 		b.Fatal(err)
 	}
 	before := scripts(b, rdb)
+	ours, theirs := cpu(b, rdb)
 	done := make(chan struct{})
 	var ran atomic.Int64
 	b.ResetTimer()
@@ -76,6 +78,30 @@ func benchServer(b *testing.B, concurrency, queues int) {
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
 	b.ReportMetric(float64(scripts(b, rdb)-before)/float64(b.N), "scripts/job")
+	oursNow, theirsNow := cpu(b, rdb)
+	b.ReportMetric((oursNow-ours)*1e6/float64(b.N), "cpu-µs/job")
+	b.ReportMetric((theirsNow-theirs)*1e6/float64(b.N), "redis-µs/job")
+}
+
+// cpu is the CPU time in seconds that this process and Redis have used.
+func cpu(b *testing.B, rdb redis.UniversalClient) (ours, theirs float64) {
+	b.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		b.Fatal(err)
+	}
+	info, err := rdb.Info(b.Context(), "cpu").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, field := range []string{"used_cpu_sys:", "used_cpu_user:"} {
+		if _, rest, ok := strings.Cut(info, field); ok {
+			var s float64
+			_, _ = fmt.Sscanf(rest, "%f", &s)
+			theirs += s
+		}
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()).Seconds(), theirs
 }
 
 // scripts is the number of script calls that Redis has served.

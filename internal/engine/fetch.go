@@ -372,20 +372,23 @@ local function take(q, n)
 		if #ids == 0 then return end
 		redis.call("LPUSH", KEYS[k + 3], unpack(ids))
 		local leases, taken = {}, 0
-		for i, id in ipairs(ids) do
+		for _, id in ipairs(ids) do
 			local key = prefix .. id
-			redis.call("HSET", key, "state", "active")
-			redis.call("HDEL", key, "pending_since")
-			leases[2 * i - 1], leases[2 * i] = ARGV[1], id
-			local msg = redis.call("HGET", key, "msg")
-			if msg then
-				out[#out + 1] = q
-				out[#out + 1] = id
-				out[#out + 1] = msg
-				taken = taken + 1
+			-- A key of the wrong type is one job's misfortune, and not the batch's.
+			if type(redis.pcall("HSET", key, "state", "active")) ~= "table" then
+				redis.call("HDEL", key, "pending_since")
+				leases[#leases + 1] = ARGV[1]
+				leases[#leases + 1] = id
+				local msg = redis.call("HGET", key, "msg")
+				if msg then
+					out[#out + 1] = q
+					out[#out + 1] = id
+					out[#out + 1] = msg
+					taken = taken + 1
+				end
 			end
 		end
-		redis.call("ZADD", KEYS[k + 4], unpack(leases))
+		if #leases > 0 then redis.call("ZADD", KEYS[k + 4], unpack(leases)) end
 		n, got, admitted[q] = n - taken, got + taken, admitted[q] - taken
 		if scarce then rest = rest - taken end
 		if bucket[q] and taken > 0 then

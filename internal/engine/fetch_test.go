@@ -180,6 +180,35 @@ func TestFetcher_HandsBackInOrder(t *testing.T) {
 	}
 }
 
+// A key of the wrong type is its job's misfortune: its neighbours are taken, with
+// leases, and it is left as asynq would leave it.
+func TestFetcher_ADamagedJobStopsNobody(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t).Open(t)
+	client := asynq.NewClientFromRedisClient(rdb)
+	const q = "email:default"
+	for _, id := range []string{"a", "bad", "c"} {
+		if _, err := client.EnqueueContext(t.Context(), asynq.NewTask("t", nil), asynq.Queue(q), asynq.TaskID(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := rdb.Set(t.Context(), "asynq:{"+q+"}:t:bad", "x", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	f := testFetcher(rdb, Config{Queues: map[string]int{q: 1}, Concurrency: 10}, false)
+	if err := f.fill(t.Context(), int64(4_000_000_000)); err != nil {
+		t.Fatal(err)
+	}
+	var taken []string
+	for _, j := range f.ready {
+		taken = append(taken, j.id)
+	}
+	leases := rdb.ZRange(t.Context(), "asynq:{"+q+"}:lease", 0, -1).Val()
+	if !slices.Equal(taken, []string{"a", "c"}) || !slices.Equal(leases, taken) {
+		t.Errorf("taken %v, leases %v", taken, leases)
+	}
+}
+
 // However many jobs wait, a server holds no more than it runs.
 func TestServer_TakesNoMoreThanItsSlots(t *testing.T) {
 	t.Parallel()

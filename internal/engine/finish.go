@@ -161,7 +161,7 @@ func byQueue(batch []*ending) [][]*ending {
 // queue and day (from 1), id and kind, and but for kind done, the score of its set
 // and its message. Kinds are done, complete, retry, and failed: a retry that
 // counts.
-// Returns OK, NOT FOUND or INTERNAL for each job.
+// Returns OK, NOT FOUND, INTERNAL or an error of Redis for each job.
 //
 // asynq looks for the id in the whole active list; here the search ends where it
 // is found, and begins with the oldest.
@@ -169,6 +169,11 @@ var finishScript = redis.NewScript(wake.Lua + `
 local out, processed, failed = {}, {}, {}
 local groups = tonumber(ARGV[1])
 for g = 1, groups do processed[g], failed[g] = 0, 0 end
+-- A key of the wrong type is one job's misfortune, and not the batch's.
+local function store(key, msg, state)
+	local reply = redis.pcall("HSET", key, "msg", msg, "state", state)
+	return type(reply) == "table" and reply.err or "OK"
+end
 local i = 2 * groups + 3
 while i <= #ARGV do
 	local g, id, kind, score, msg = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -188,13 +193,13 @@ while i <= #ARGV do
 			if redis.call("ZADD", KEYS[k + 3], score, id) ~= 1 then
 				status = "INTERNAL"
 			else
-				redis.call("HSET", key, "msg", msg, "state", "completed")
-				processed[g] = processed[g] + 1
+				status = store(key, msg, "completed")
+				if status == "OK" then processed[g] = processed[g] + 1 end
 			end
 		else
 			redis.call("ZADD", KEYS[k + 4], score, id)
-			redis.call("HSET", key, "msg", msg, "state", "retry")
-			if kind == "failed" then
+			status = store(key, msg, "retry")
+			if status == "OK" and kind == "failed" then
 				processed[g] = processed[g] + 1
 				failed[g] = failed[g] + 1
 			end

@@ -442,3 +442,32 @@ func (s *stuckScripter) EvalSha(ctx context.Context, sha string, keys []string, 
 	<-s.release
 	return s.Scripter.EvalSha(ctx, sha, keys, args...)
 }
+
+// A key of the wrong type fails its own job's end, as asynq's script would, and
+// not its neighbours'.
+func TestFinisher_ADamagedJobFailsAlone(t *testing.T) {
+	t.Parallel()
+	rdb := redis.NewClient(&redis.Options{Addr: testenv.Redis(t).Addr()})
+	defer rdb.Close()
+	p := prefixOf(testQueue)
+	batch := make([]*ending, 3)
+	for i, id := range []string{"a", "bad", "c"} {
+		rdb.LPush(t.Context(), p+"active", id)
+		rdb.ZAdd(t.Context(), p+"lease", redis.Z{Score: 4e9, Member: id})
+		rdb.HSet(t.Context(), p+"t:"+id, "msg", "m", "state", "active")
+		batch[i] = &ending{
+			kind: completeCall, job: job{testQueue, id}, day: p + "processed:2026-01-31", expiry: expiry(1),
+			score: 4_100_000_000, msg: "done", done: make(chan struct{}),
+		}
+	}
+	if err := rdb.Set(t.Context(), p+"t:bad", "x", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	newFinisher(rdb, newSlots(3), false).run(batch)
+	if batch[0].err != nil || batch[2].err != nil || !redis.HasErrorPrefix(batch[1].err, "WRONGTYPE") {
+		t.Errorf("the ends answer %v, %v, %v", batch[0].err, batch[1].err, batch[2].err)
+	}
+	if n := rdb.Get(t.Context(), p+"processed").Val(); n != "2" {
+		t.Errorf("%s jobs counted, want 2", n)
+	}
+}

@@ -17,7 +17,8 @@ type finding struct {
 }
 
 // claimKey holds the due time, in Unix milliseconds, of the job that one process
-// of the fleet has undertaken to forward, so that not all of them come at once.
+// of the fleet has undertaken to forward, and the name of that process, so that
+// not all of them come at once.
 func claimKey(queue string) string { return wake.DueKey(queue) + ":claim" }
 
 // maxForward bounds the jobs that one call moves out of one set; asynq's bound.
@@ -30,25 +31,26 @@ const maxForward = 100
 // true time in a set beside, and is moved at that time if it still waits for it.
 //
 // KEYS, for each queue: scheduled, retry, pending, due, claim, wake marker.
-// ARGV: number of queues, the most jobs, the horizon of claims in ms; for each
-// queue the task key prefix and the group key prefix.
+// ARGV: number of queues, the most jobs, the horizon of claims in ms, the name of
+// the caller; for each queue the task key prefix and the group key prefix.
 // Returns the ms until the next due job that the caller is to forward (-1: none)
 // and whether a queue has pending jobs.
 var forwardScript = redis.NewScript(wake.Lua + `
 local seconds, micros = unpack(redis.call("TIME"))
 local now = seconds * 1000 + math.floor(micros / 1000)
 local nanos = seconds .. string.format("%06d000", micros)
-local queues, most, horizon = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local queues, most, horizon, caller = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wait, waiting = -1, 0
 local function sooner(ms)
 	if wait < 0 or ms < wait then wait = ms end
 end
 for q = 1, queues do
-	local k, prefix, groups = 6 * (q - 1), ARGV[2 * q + 2], ARGV[2 * q + 3]
+	local k, prefix, groups = 6 * (q - 1), ARGV[2 * q + 3], ARGV[2 * q + 4]
 	local moved = false
 	local function move(source, id)
 		local key = prefix .. id
-		local group = redis.call("HGET", key, "group")
+		local group = redis.pcall("HGET", key, "group")
+		if type(group) == "table" then return end -- damaged: it must not stop the others
 		if group and group ~= "" then
 			redis.call("ZADD", groups .. group, seconds, id)
 			redis.call("ZREM", source, id)
@@ -80,12 +82,13 @@ for q = 1, queues do
 		local first = redis.call("ZRANGE", KEYS[k + i], 0, 0, "WITHSCORES")
 		if first[2] and (not due or first[2] * scale < due) then due = first[2] * scale end
 	end
-	if due and due - now <= horizon then
-		local claim = redis.call("GET", KEYS[k + 5])
-		if tonumber(claim or 0) ~= due then -- a claim of another time is out of date
-			redis.call("SET", KEYS[k + 5], string.format("%.0f", due), "PX", math.max(0, due - now) + 250)
-			sooner(math.max(0, due - now))
+	if due and due > now and due - now <= horizon then
+		local at, owner = string.match(redis.call("GET", KEYS[k + 5]) or "", "^(%d+) (.*)$")
+		if tonumber(at) ~= due then -- a claim of another time is out of date
+			owner = caller
+			redis.call("SET", KEYS[k + 5], string.format("%.0f %s", due, caller), "PX", due - now + 250)
 		end
+		if owner == caller then sooner(due - now) end
 	end
 end
 return {wait, waiting}`)
@@ -111,7 +114,7 @@ func (w *watcher) forward(ctx context.Context) (finding, error) {
 
 func (w *watcher) forwardIn(ctx context.Context, queues []queue) (finding, error) {
 	keys := make([]string, 0, 6*len(queues))
-	args := []any{len(queues), maxForward, wake.Horizon.Milliseconds()}
+	args := []any{len(queues), maxForward, wake.Horizon.Milliseconds(), w.name}
 	for _, q := range queues {
 		p := prefixOf(q.name)
 		keys = append(keys, p+"scheduled", p+"retry", p+"pending", wake.DueKey(q.name), claimKey(q.name), wake.Key(q.name))

@@ -346,7 +346,7 @@ func TestWatcher_ForwardsToTheMillisecond(t *testing.T) {
 		}
 		// Another process has undertaken to forward the next one, and died.
 		next := slices.Min(mapValues(left))
-		if err := rdb.Set(t.Context(), claimKey(testQueue), next, 0).Err(); err != nil {
+		if err := rdb.Set(t.Context(), claimKey(testQueue), fmt.Sprint(next, " other"), 0).Err(); err != nil {
 			t.Fatal(err)
 		}
 		before := redisNow(t, rdb).UnixMilli()
@@ -401,10 +401,16 @@ func TestWatcher_OneClaimsTheNextJob(t *testing.T) {
 		told  int
 	}{
 		{"nothing claimed", func(context.Context, *redis.Client, int64) {}, 1},
-		{"an earlier one claimed", func(ctx context.Context, rdb *redis.Client, ms int64) { rdb.Set(ctx, claim, ms-700, 0) }, 1},
-		{"a later one claimed", func(ctx context.Context, rdb *redis.Client, ms int64) { rdb.Set(ctx, claim, ms+700, 0) }, 1},
+		{"an earlier one claimed", func(ctx context.Context, rdb *redis.Client, ms int64) {
+			rdb.Set(ctx, claim, fmt.Sprint(ms-700, " other"), 0)
+		}, 1},
+		{"a later one claimed", func(ctx context.Context, rdb *redis.Client, ms int64) {
+			rdb.Set(ctx, claim, fmt.Sprint(ms+700, " other"), 0)
+		}, 1},
 		{"claim unreadable", func(ctx context.Context, rdb *redis.Client, _ int64) { rdb.Set(ctx, claim, "x", 0) }, 1},
-		{"this one claimed", func(ctx context.Context, rdb *redis.Client, ms int64) { rdb.Set(ctx, claim, ms, time.Minute) }, 0},
+		{"this one claimed", func(ctx context.Context, rdb *redis.Client, ms int64) {
+			rdb.Set(ctx, claim, fmt.Sprint(ms, " other"), time.Minute)
+		}, 0},
 	}
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -459,6 +465,19 @@ func TestWatcher_OneClaimsTheNextJob(t *testing.T) {
 			}
 		})
 	}
+	t.Run("who claimed is told again", func(t *testing.T) {
+		t.Parallel()
+		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), DB: len(tests) + 1})
+		defer rdb.Close()
+		ms := redisNow(t, rdb).Unix()*1000 + 2000
+		schedule(t, rdb, testQueue, "job", ms)
+		w := testWatcher(rdb, false, testQueue)
+		for look := range 3 { // another reason to look must not lose the appointment
+			if found, err := w.forward(t.Context()); redisNow(t, rdb).UnixMilli() < ms && (err != nil || found.due < 0) {
+				t.Errorf("look %d: not told to come back (%v)", look, err)
+			}
+		}
+	})
 	t.Run("not soon", func(t *testing.T) {
 		t.Parallel()
 		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), DB: len(tests)})
@@ -512,5 +531,27 @@ func TestWatcher_ForwardFails(t *testing.T) {
 		if found, err := testWatcher(rdb, cluster, testQueue).forward(t.Context()); err == nil || errors.Is(err, redis.Nil) || found.due >= 0 || found.waiting {
 			t.Errorf("cluster %t: found %+v (%v)", cluster, found, err)
 		}
+	}
+}
+
+// A key of the wrong type is its job's misfortune: the other jobs are forwarded,
+// and nobody comes back at once for it, again and again.
+func TestWatcher_ADamagedJobStopsNobody(t *testing.T) {
+	t.Parallel()
+	rdb := redis.NewClient(&redis.Options{Addr: testenv.Redis(t).Addr()})
+	defer rdb.Close()
+	now := redisNow(t, rdb).UnixMilli()
+	for i, id := range []string{"a", "bad", "c"} {
+		schedule(t, rdb, testQueue, id, now-5000+int64(i)*1000)
+	}
+	if err := rdb.Set(t.Context(), prefixOf(testQueue)+"t:bad", "x", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	found, err := testWatcher(rdb, false, testQueue).forward(t.Context())
+	if err != nil || found.due >= 0 || !found.waiting {
+		t.Errorf("found %+v (%v)", found, err)
+	}
+	if ids := rdb.LRange(t.Context(), prefixOf(testQueue)+"pending", 0, -1).Val(); !slices.Equal(ids, []string{"c", "a"}) {
+		t.Errorf("forwarded %v", ids)
 	}
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"math/rand/v2"
 	"sync"
@@ -36,6 +37,7 @@ const (
 // polling, which its fetch and forward loops would do for each queue.
 type watcher struct {
 	rdb     redis.UniversalClient
+	name    string // unique in the fleet
 	fetch   *fetcher
 	log     zerolog.Logger
 	cluster bool
@@ -47,7 +49,7 @@ type watcher struct {
 }
 
 func newWatcher(rdb redis.UniversalClient, f *fetcher, stopping <-chan struct{}, log zerolog.Logger) *watcher {
-	return &watcher{rdb: rdb, fetch: f, cluster: f.cluster, stopping: stopping, poke: make(chan struct{}, 1), log: log}
+	return &watcher{rdb: rdb, name: crand.Text(), fetch: f, cluster: f.cluster, stopping: stopping, poke: make(chan struct{}, 1), log: log}
 }
 
 func (w *watcher) start() {
@@ -116,17 +118,14 @@ func (w *watcher) run() {
 			w.quiet.Store(err == nil && n == 0)
 		}
 		if err == nil && forward {
-			if !due.IsZero() && !time.Now().Before(due) {
-				due = time.Time{}
-			}
 			var found finding
-			if found, err = w.forward(ctx); err == nil {
-				if at := time.Now().Add(found.due); found.due >= 0 && (due.IsZero() || at.Before(due)) {
-					due = at
-				}
-				if found.waiting {
-					w.fetch.wake()
-				}
+			found, err = w.forward(ctx)
+			due = time.Time{}
+			if found.due >= 0 {
+				due = time.Now().Add(found.due)
+			}
+			if found.waiting {
+				w.fetch.wake()
 			}
 		}
 		cancel()
