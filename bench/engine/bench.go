@@ -28,12 +28,13 @@ const (
 	stock  = "asynq"
 	bullmq = "bullmq"
 	river  = "river"
+	bare   = "bare" // our scripts without asynq: no contender, but what can be reached
 )
 
 func systemNames() []string { return []string{ours, stock, bullmq, river} }
 
 // Databases of the Redis systems.
-var databases = map[string]int{ours: 0, stock: 1, bullmq: 2}
+var databases = map[string]int{ours: 0, stock: 1, bullmq: 2, bare: 3}
 
 // bench is everything that runs, and what came of it.
 type bench struct {

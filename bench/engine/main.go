@@ -145,8 +145,11 @@ func runPeer(ctx context.Context, args []string, in io.Reader, out io.Writer) er
 		return fmt.Errorf("read configuration: %w", err)
 	}
 	work, produce := startPostroom, newPostroomProducer
-	if args[1] == stock {
+	switch args[1] {
+	case stock:
 		work, produce = startStock, newStockProducer
+	case bare:
+		work = startBare
 	}
 	if args[0] == "work" {
 		// As cmd/worker does, to let the collector rest; untouched, so never resident.

@@ -268,13 +268,22 @@ func processingRow(queues, concurrency int) string {
 	return fmt.Sprintf("%d queues, %s at once", queues, report.Count(concurrency))
 }
 
+// keptRow is what the row says of completed jobs that stay in the store.
+const keptRow = ", completed ones kept"
+
 // manyQueues is the other number of queues, beside one.
 const manyQueues = 6
 
 func (b *bench) measureProcessing(ctx context.Context) error {
 	for _, sp := range b.processingCases() {
-		row := processingRow(sp.queues, sp.concurrency)
-		err := b.alternate(ctx, b.contenders, sp, b.rounds, func(ctx context.Context, s *session, round int) error {
+		row, systems := processingRow(sp.queues, sp.concurrency), b.contenders
+		if sp.keep {
+			row += keptRow
+		}
+		if row == processingRow(1, 100) && slices.Contains(b.systems, ours) {
+			systems = append(slices.Clone(systems), &system{name: bare, store: b.redis, jobs: map[string]int{}})
+		}
+		err := b.alternate(ctx, systems, sp, b.rounds, func(ctx context.Context, s *session, round int) error {
 			return s.drainRound(ctx, processing, row, round)
 		})
 		if err != nil {
@@ -293,7 +302,7 @@ func (b *bench) processingCases() []spec {
 			}
 		}
 	}
-	return cases
+	return append(cases, spec{queues: 1, concurrency: 100, processes: 1, keep: true})
 }
 
 func (s *session) drainRound(ctx context.Context, measure, row string, round int) error {

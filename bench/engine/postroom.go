@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -142,7 +143,11 @@ func newPostroomProducer(ctx context.Context, c peer.Config) (peer.Producer, err
 	}
 	p := postroomProducer{asynqQueues: queues, producer: producer, config: c}
 	for _, name := range c.Queues {
-		p.options = append(p.options, []tasks.Option{tasks.Queue(name)})
+		options := []tasks.Option{tasks.Queue(name)}
+		if !c.Keep {
+			options = append(options, tasks.Retention(0))
+		}
+		p.options = append(p.options, options)
 	}
 	return p, nil
 }
@@ -155,7 +160,7 @@ func (p postroomProducer) email(id int) tasks.Email {
 func (p postroomProducer) Add(ctx context.Context, id int, delay time.Duration) error {
 	options := p.options[id%len(p.options)]
 	if delay > 0 {
-		options = []tasks.Option{options[0], tasks.Delay(delay)}
+		options = append(slices.Clip(options), tasks.Delay(delay))
 	}
 	_, err := p.producer.SendEmail(ctx, p.email(id), options...)
 	return err

@@ -139,6 +139,7 @@ func (b *bench) sections() []section {
 	all := []section{
 		b.table("Processed, jobs/s", "One worker process, the queues filled beforehand, from the start of the first job until nothing is left in the store.",
 			processing, processingRows, column{rate, whole, more}),
+		b.bareSection(reference),
 		b.table("CPU, seconds per million jobs", "In the rounds above with "+reference+"; the store is Redis or Postgres.",
 			processing, []string{reference}, column{workerCPU, tenths, less}, column{storeCPU, tenths, less}, column{totalCPU, tenths, less}),
 		b.table("Enqueued, jobs/s", "One producer process, no worker. In bulk: `Producer.EnqueueMany`, `addBulk` of 1,000, `InsertManyFast` of 10,000; asynq has nothing for many jobs, so 64 callers.",
@@ -160,6 +161,23 @@ func (b *bench) sections() []section {
 	}
 	return slices.DeleteFunc(all, func(s section) bool { return len(s.Rows) == 0 })
 }
+
+// bareSection compares ours with what Redis can do.
+func (b *bench) bareSection(row string) section {
+	s := section{
+		Title: "What this Redis can do, jobs/s",
+		Text: fmt.Sprintf("The engine's own scripts, with %s, driven by %d loops that take and finish %d jobs at a time and do nothing else: no asynq, no slots, no waiting.",
+			row, bareLoops, bareBatch),
+		Header: []string{"", ours, "bare loops", "postroom reaches"},
+	}
+	if share, ok := b.results.ratio(processing, row, rate, ours, bare); ok {
+		c := column{rate, whole, neither}
+		s.Rows = append(s.Rows, []string{row, b.cell(processing, row, ours, c), b.cell(processing, row, bare, c), percent(share.Median) + " (" + percent(share.Min) + " – " + percent(share.Max) + ")"})
+	}
+	return s
+}
+
+func percent(v float64) string { return report.Whole(100*v) + " %" }
 
 // goal is something that the engine should reach.
 type goal struct {
@@ -221,6 +239,12 @@ func (b *bench) goals() []goal {
 		b.most("lateness of a delayed job, p99", delayed, "", p99, " ms", 20),
 		b.most("delayed jobs of a round that start early", delayed, "", early, "", 0),
 	}
+	share, ok := b.results.ratio(processing, reference, rate, ours, bare)
+	reached := "not measured"
+	if ok {
+		reached = percent(share.Median)
+	}
+	goals = slices.Insert(goals, 3, goal{processed, "≥ 90 % of the same scripts in a bare loop", reached, verdict(ok, share.Median >= 0.9)})
 	exact := goal{"no job lost or doubled", "none", "none of " + report.Count(b.checked), verdict(b.checked > 0, len(b.problems) == 0)}
 	if len(b.problems) > 0 {
 		exact.Reached = fmt.Sprintf("see the %d rounds that failed", len(b.problems))
@@ -285,8 +309,8 @@ none was lost, none doubled, in every round that has a figure here.
 - Machine: {{.Machine}}. Load average before the run: {{.Load}}, after it: {{.LoadAfter}}. The run took {{.Took}}.
 - Versions: {{.Versions}}.
 - postroom: {{.Commit}}.
-- Payload: an email of {{.Bytes}} bytes of JSON, the same for all. Completed jobs are kept, for a day or as the system's
-  default has it.
+- Payload: an email of {{.Bytes}} bytes of JSON, the same for all. Completed jobs are removed at
+  once, unless the row says that they are kept; River keeps them in any case.
 - Each system has a producer and workers as processes of their own. The handler counts the job, by the number in its
   payload; at the end of a round the counts must add up and the store must hold nothing unfinished.
 - The Redis systems share one Redis server without persistence, each with a database of its own. River's Postgres has

@@ -26,6 +26,7 @@ type spec struct {
 	concurrency int // of a replica
 	processes   int // of workers
 	replicas    int // in a process
+	keep        bool
 }
 
 // session is a system with its processes.
@@ -38,7 +39,7 @@ type session struct {
 }
 
 func (b *bench) config(s *system, sp spec) peer.Config {
-	c := peer.Config{Concurrency: sp.concurrency, Replicas: max(1, sp.replicas), Email: b.email}
+	c := peer.Config{Concurrency: sp.concurrency, Replicas: max(1, sp.replicas), Keep: sp.keep, Email: b.email}
 	if s.name == river {
 		c.Postgres = b.database
 	} else {

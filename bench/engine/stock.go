@@ -42,7 +42,10 @@ func (p stockProducer) Add(ctx context.Context, id int, delay time.Duration) err
 	if err != nil {
 		return err
 	}
-	options := []asynq.Option{asynq.Queue(p.config.Queue(id)), asynq.Retention(tasks.DefaultRetention)}
+	options := []asynq.Option{asynq.Queue(p.config.Queue(id))}
+	if p.config.Keep {
+		options = append(options, asynq.Retention(tasks.DefaultRetention))
+	}
 	if delay > 0 {
 		options = append(options, asynq.ProcessIn(delay))
 	}

@@ -94,7 +94,7 @@ async function work() {
 
 async function produce() {
   const redis = new Redis(connection);
-  const queues = config.queues.map((name) => new Queue(name, { connection }));
+  const queues = config.queues.map((name) => new Queue(name, { connection, defaultJobOptions: { removeOnComplete: !config.keep } }));
   await Promise.all(queues.map((queue) => queue.waitUntilReady()));
   const of = (id) => queues[id % queues.length];
   const email = (id) => ({ ...config.email, to: `${String(id).padStart(8, '0')}@example.com` });

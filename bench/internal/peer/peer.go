@@ -34,6 +34,8 @@ type Config struct {
 	Concurrency int `json:"concurrency"`
 	// Replicas is the number of workers in the process, each with connections of its own.
 	Replicas int `json:"replicas"`
+	// Keep is whether completed jobs stay in the store. River's do anyway.
+	Keep bool `json:"keep"`
 	// Email is the payload of every job, but for the recipient.
 	Email Email `json:"email"`
 }
