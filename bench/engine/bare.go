@@ -65,7 +65,7 @@ func bareLoop(ctx context.Context, scripts *engine.Bare, handle func(id int)) er
 		for _, j := range jobs {
 			handle(peer.PayloadID([]byte(j.Message)))
 		}
-		if err := scripts.Finish(jobs); err != nil {
+		if err := scripts.Finish(context.WithoutCancel(ctx), jobs); err != nil {
 			return err
 		}
 	}

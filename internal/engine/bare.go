@@ -12,8 +12,9 @@ import (
 // do with them. It takes jobs and says that they ended, and nothing else: no
 // leases are extended, nothing waits for work. It is for one goroutine.
 type Bare struct {
-	fetch  *fetcher
-	finish *finisher
+	fetch *fetcher
+	rdb   redis.UniversalClient
+	jobs  int
 }
 
 // BareJob is a job that was taken.
@@ -27,30 +28,26 @@ type BareJob struct {
 // NewBare returns the scripts for a worker of queues, with their weights, and so
 // many jobs at once.
 func NewBare(rdb redis.UniversalClient, queues map[string]int, jobs int) *Bare {
-	_, cluster := rdb.(*redis.ClusterClient)
-	s := newSlots(jobs)
-	return &Bare{
-		fetch:  newFetcher(rdb, Config{Queues: queues}, s, cluster, nil),
-		finish: newFinisher(rdb, s, cluster),
-	}
+	return &Bare{fetch: newFetcher(Config{Queues: queues}, newSlots(jobs), false), rdb: rdb, jobs: jobs}
 }
 
 // Take takes as many jobs as there are, up to the number given to NewBare, with a
 // lease of half a minute.
 func (b *Bare) Take(ctx context.Context) ([]BareJob, error) {
-	b.fetch.ready = nil
-	if err := b.fetch.fill(ctx, time.Now().Add(30*time.Second).Unix()); err != nil {
+	t, _ := b.fetch.plan(b.jobs, time.Now().Add(30*time.Second).Unix(), false)
+	some, err := b.fetch.read(t.call(b.fetch.queues).run(ctx, b.rdb), b.fetch.queues)
+	if err != nil {
 		return nil, err
 	}
-	jobs := make([]BareJob, len(b.fetch.ready))
-	for i, f := range b.fetch.ready {
+	jobs := make([]BareJob, len(some.jobs))
+	for i, f := range some.jobs {
 		jobs[i] = BareJob{f.job, f.msg}
 	}
 	return jobs, nil
 }
 
 // Finish says that jobs succeeded and need not be kept.
-func (b *Bare) Finish(jobs []BareJob) error {
+func (b *Bare) Finish(ctx context.Context, jobs []BareJob) error {
 	now := time.Now()
 	batch := make([]*ending, len(jobs))
 	for i, j := range jobs {
@@ -59,7 +56,7 @@ func (b *Bare) Finish(jobs []BareJob) error {
 			day: prefixOf(j.queue) + "processed:" + now.UTC().Format(time.DateOnly),
 		}
 	}
-	b.finish.run(batch)
+	settle(batch, finishing(batch).run(ctx, b.rdb))
 	var errs []error
 	for _, e := range batch {
 		errs = append(errs, e.err)

@@ -3,13 +3,10 @@ package engine
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -17,36 +14,17 @@ import (
 	"github.com/medicalink/postroom/internal/wake"
 )
 
-// fetcher answers asynq's fetches. asynq asks for one job at a time, queue by
-// queue; the fetcher takes as many as there are free slots with one script call
-// and answers the following fetches from memory, so that a busy worker does not
-// wait a round trip for each job. When there is nothing to take, the answer waits
-// until the watcher hears of work.
-//
-// It takes no more than the free slots: a job in its memory is about to start.
+// fetcher knows what to take: which queues, how many jobs of each, and where to
+// turn when one is empty.
 type fetcher struct {
-	rdb      redis.Scripter
 	queues   []queue // heaviest first
 	strict   bool
 	cluster  bool // keys of several queues cannot meet in one call
 	reserved int  // slots that only the heaviest queues may use
 	slots    *slots
 	admit    func(queue string) (n int, again time.Duration)
-	stopping <-chan struct{}
 
-	idle    chan struct{} // tells the watcher that the fetcher has begun to wait
-	kick    chan struct{} // ends the wait
-	waiting atomic.Bool
-	held    atomic.Bool // jobs were left behind that a slot of their queue could take
-
-	mu     sync.Mutex // owns the fields below; contended only at shutdown
-	ready  []fetched
-	look   bool      // there may be something to take
-	woken  bool      // by a marker, which is gone now
-	again  time.Time // when the gate may open; zero: it does not say
-	credit []int     // smooth weighted round-robin
-	empty  int       // calls of the current round that are known to find nothing
-	closed bool
+	credit []int // smooth weighted round-robin; the pump's goroutine owns it
 }
 
 // queue is what a server knows of one of its queues.
@@ -64,11 +42,8 @@ type fetched struct {
 	msg string
 }
 
-func newFetcher(rdb redis.Scripter, cfg Config, s *slots, cluster bool, stopping <-chan struct{}) *fetcher {
-	f := &fetcher{
-		rdb: rdb, strict: cfg.StrictPriority, cluster: cluster, slots: s, admit: cfg.Admit, stopping: stopping,
-		idle: make(chan struct{}, 1), kick: make(chan struct{}, 1), look: true,
-	}
+func newFetcher(cfg Config, s *slots, cluster bool) *fetcher {
+	f := &fetcher{strict: cfg.StrictPriority, cluster: cluster, slots: s, admit: cfg.Admit}
 	heaviest, lightest := 0, math.MaxInt
 	for name, weight := range cfg.Queues {
 		limit := s.total
@@ -95,98 +70,6 @@ func newFetcher(rdb redis.Scripter, cfg Config, s *slots, cluster bool, stopping
 // is kept for the heaviest queues: a one-time code must not wait until one of
 // many slow bulk mails is through.
 const reservedShare = 10
-
-// maxWait bounds the wait for work inside one answer. asynq sets the end of a
-// job's lease before it asks, so the wait is at the expense of the lease.
-const maxWait = time.Second
-
-// answer fills in the result of one fetch of asynq's. asynq asks for one queue
-// after the other until it gets a job; the answer may be of any queue, for a job
-// says itself where it belongs.
-func (f *fetcher) answer(ctx context.Context, cmd *redis.Cmd) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.ready) == 0 && f.empty > 0 {
-		f.empty--
-		return nothing(cmd)
-	}
-	f.slots.asked()
-	_, args, _ := parts(cmd)
-	deadline := time.Now().Add(maxWait)
-	for len(f.ready) == 0 && !f.closed {
-		if f.look {
-			if err := f.fill(ctx, args[0]); err != nil {
-				cmd.SetErr(err)
-				return err
-			}
-			continue
-		}
-		if !f.wait(ctx, deadline) {
-			break
-		}
-	}
-	if len(f.ready) == 0 {
-		f.empty = len(f.queues) - 1
-		return nothing(cmd)
-	}
-	next := f.ready[0]
-	f.ready = f.ready[1:]
-	f.empty = 0
-	f.slots.take(next.job, time.Now())
-	cmd.SetVal(next.msg)
-	return nil
-}
-
-func nothing(cmd *redis.Cmd) error {
-	cmd.SetErr(redis.Nil)
-	return redis.Nil
-}
-
-// wait returns true when there may be work, and false at the deadline or at
-// shutdown. A kick that came while nobody waited counts.
-func (f *fetcher) wait(ctx context.Context, deadline time.Time) bool {
-	until := deadline
-	if !f.again.IsZero() && f.again.Before(deadline) {
-		until = f.again
-	}
-	t := time.NewTimer(time.Until(until))
-	defer t.Stop()
-	f.waiting.Store(true)
-	defer f.waiting.Store(false)
-	select {
-	case f.idle <- struct{}{}:
-	default:
-	}
-	select {
-	case <-f.kick:
-		f.look, f.woken = true, true
-	case <-t.C:
-		f.look = until.Before(deadline)
-	case <-ctx.Done():
-	case <-f.stopping:
-	}
-	return f.look
-}
-
-// wake makes the fetcher look for work. It reports whether it can take any.
-func (f *fetcher) wake() bool {
-	if f.slots.free() < 1 {
-		return false
-	}
-	select {
-	case f.kick <- struct{}{}:
-	default:
-	}
-	return true
-}
-
-// freed is called when jobs have ended: what was left behind for want of a slot
-// of its queue may start now.
-func (f *fetcher) freed() {
-	if f.held.CompareAndSwap(true, false) {
-		f.wake()
-	}
-}
 
 // open returns the number of jobs that may be taken from q: that this process has
 // slots for and that admit lets through. When admit lets none through it says in
@@ -217,53 +100,38 @@ func (f *fetcher) roomForRest() int {
 	return max(0, n)
 }
 
-// fill takes jobs for the free slots, one at least: asynq holds a slot as it asks.
-func (f *fetcher) fill(ctx context.Context, lease any) error {
-	want := f.slots.free()
-	ended := f.slots.ended.Load()
-	t := taking{lease: lease, want: want, rest: f.roomForRest(), woken: f.woken, share: f.shares(want), order: f.order()}
-	f.look, f.woken, f.again = false, false, time.Time{}
-	f.held.Store(false)
-	room := false
+// plan decides what to take for want free slots. If admit keeps a queue closed it
+// says when to ask again.
+func (f *fetcher) plan(want int, lease int64, woken bool) (t taking, again time.Time) {
+	t = taking{lease: lease, want: want, rest: f.roomForRest(), woken: woken, share: f.shares(want), order: f.order()}
 	for _, q := range f.queues {
-		n, again := f.open(q)
-		f.opens(again)
+		n, in := f.open(q)
 		t.room = append(t.room, n)
-		room = room || n > 0
+		again = earliest(again, opens(in))
 	}
-	var err error
-	switch {
-	case !room:
-		f.held.Store(true)
-	case f.cluster:
-		err = f.takeByQueue(ctx, t)
-	default:
-		err = f.take(ctx, t, f.queues)
-	}
-	if len(f.ready) > 0 {
-		return nil // what was taken must run
-	}
-	if err != nil || f.held.Load() && f.slots.ended.Load() != ended {
-		f.look = true // a slot that was freed meanwhile woke nobody
-	}
-	return err
+	return t, again
 }
 
-// opens notes when the gate may let jobs through. The time is stretched at
-// random, so that the replicas that wait for the same moment do not meet there.
-func (f *fetcher) opens(in time.Duration) {
+// opens returns when to ask the gate again; zero: it does not say. The time is
+// stretched at random, so that the replicas that wait for the same moment do not
+// meet there.
+func opens(in time.Duration) time.Time {
 	if in <= 0 {
-		return
+		return time.Time{}
 	}
-	at := time.Now().Add(in + rand.N(in/4+time.Millisecond))
-	if f.again.IsZero() || at.Before(f.again) {
-		f.again = at
-	}
+	return time.Now().Add(in + rand.N(in/4+time.Millisecond))
 }
 
-// taking is what one script call is to take.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// taking is what to take.
 type taking struct {
-	lease any
+	lease int64
 	want  int   // jobs in all
 	rest  int   // jobs of queues that may not use the reserved slots
 	woken bool  // set the marker again if jobs are left behind
@@ -272,13 +140,22 @@ type taking struct {
 	order []int // the queues to turn to for what the shares leave
 }
 
-// takeByQueue is take with one queue a call: first the shares, then whoever has
-// more.
-func (f *fetcher) takeByQueue(ctx context.Context, t taking) error {
+// open is whether there is a queue to take from.
+func (t taking) open() bool { return slices.ContainsFunc(t.room, func(n int) bool { return n > 0 }) }
+
+// found is what was taken.
+type found struct {
+	jobs  []fetched
+	held  bool      // jobs were left behind that a slot of their queue could take
+	opens time.Time // when the gate may open; zero: it does not say
+}
+
+// takeByQueue takes one queue a call: first the shares, then whoever has more.
+func (f *fetcher) takeByQueue(ctx context.Context, rdb redis.Scripter, t taking) (all found, err error) {
 	short := make([]bool, len(f.queues))
 	for round := range 2 {
 		for _, i := range t.order {
-			n := min(t.want-len(f.ready), t.room[i])
+			n := min(t.want-len(all.jobs), t.room[i])
 			if f.queues[i].rest {
 				n = min(n, t.rest)
 			}
@@ -291,20 +168,22 @@ func (f *fetcher) takeByQueue(ctx context.Context, t taking) error {
 				continue
 			}
 			one := taking{lease: t.lease, want: n, rest: t.rest, woken: last, share: []int{n}, room: t.room[i : i+1], order: []int{0}}
-			before := len(f.ready)
-			if err := f.take(ctx, one, f.queues[i:i+1]); err != nil {
-				return err
+			some, err := f.read(one.call(f.queues[i:i+1]).run(ctx, rdb), f.queues[i:i+1])
+			if err != nil {
+				return all, err
 			}
-			got := len(f.ready) - before
+			got := len(some.jobs)
 			short[i] = got < n
 			t.room[i] -= got
 			if f.queues[i].rest {
 				t.rest -= got
 			}
+			all.jobs = append(all.jobs, some.jobs...)
+			all.held = all.held || some.held
+			all.opens = earliest(all.opens, some.opens)
 		}
 	}
-	f.look = len(f.ready) >= t.want
-	return nil
+	return all, nil
 }
 
 // takeScript does to each job exactly what asynq's dequeueCmd does, and asks the
@@ -424,7 +303,8 @@ if woken or got < want then
 end
 return out`)
 
-func (f *fetcher) take(ctx context.Context, t taking, queues []queue) error {
+// call returns the call that takes t from queues.
+func (t taking) call(queues []queue) scriptCall {
 	keys := make([]string, 0, 6*len(queues))
 	args := make([]any, 0, 5+5*len(queues))
 	args = append(args, t.lease, len(queues), t.woken, t.want, t.rest)
@@ -436,30 +316,34 @@ func (f *fetcher) take(ctx context.Context, t taking, queues []queue) error {
 	for _, i := range t.order {
 		args = append(args, i+1)
 	}
-	reply, err := takeScript.Run(ctx, f.rdb, keys, args...).Slice()
+	return scriptCall{takeScript, keys, args}
+}
+
+// read takes the script's reply apart.
+func (f *fetcher) read(cmd *redis.Cmd, queues []queue) (found, error) {
+	reply, err := cmd.Slice()
 	if err != nil {
-		return err
+		return found{}, err
 	}
 	if len(reply) < 2 || len(reply)%3 != 2 {
-		return errors.New("fetch jobs: the script's answer is cut short")
+		return found{}, fmt.Errorf("fetch jobs: %w", errCutShort)
 	}
-	if held, _ := reply[0].(int64); held == 1 {
-		f.held.Store(true)
-	}
-	if opens, _ := reply[1].(int64); opens >= 0 {
-		f.opens(time.Duration(opens+1) * time.Millisecond)
+	held, _ := reply[0].(int64)
+	in, _ := reply[1].(int64)
+	some := found{held: held == 1, jobs: make([]fetched, 0, len(reply)/3)}
+	if in >= 0 {
+		some.opens = opens(time.Duration(in+1) * time.Millisecond)
 	}
 	for r := range slices.Chunk(reply[2:], 3) {
 		q, _ := r[0].(int64)
 		id, _ := r[1].(string)
 		msg, _ := r[2].(string)
 		if q < 1 || int(q) > len(queues) {
-			return fmt.Errorf("fetch jobs: the script answered for queue %d of %d", q, len(queues))
+			return some, fmt.Errorf("fetch jobs: the script answered for queue %d of %d", q, len(queues))
 		}
-		f.ready = append(f.ready, fetched{job: job{queue: queues[q-1].name, id: id}, msg: msg})
+		some.jobs = append(some.jobs, fetched{job: job{queue: queues[q-1].name, id: id}, msg: msg})
 	}
-	f.look = len(f.ready) >= t.want
-	return nil
+	return some, nil
 }
 
 // shares spreads n slots over the queues: smooth weighted round-robin, which keeps
@@ -525,16 +409,6 @@ redis.call("RPUSH", KEYS[3], ARGV[1])
 redis.call("HSET", KEYS[4], "state", "pending")
 wake(KEYS[5])
 return redis.status_reply("OK")`)
-
-// close takes nothing more and returns what asynq has not started.
-func (f *fetcher) close() []fetched {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.closed = true
-	left := f.ready
-	f.ready = nil
-	return left
-}
 
 // handBack puts jobs back at the head of their queues, in their order.
 func handBack(ctx context.Context, rdb redis.Scripter, jobs []fetched) error {

@@ -19,14 +19,36 @@ import (
 	"github.com/medicalink/postroom/internal/testenv"
 )
 
-func testFetcher(rdb redis.Scripter, cfg Config, cluster bool) *fetcher {
-	return newFetcher(rdb, cfg, newSlots(cfg.Concurrency), cluster, make(chan struct{}))
+func testFetcher(cfg Config, cluster bool) *fetcher {
+	return newFetcher(cfg, newSlots(cfg.Concurrency), cluster)
+}
+
+func testPump(rdb redis.UniversalClient, cfg Config, cluster bool) *pump {
+	f := testFetcher(cfg, cluster)
+	return newPump(rdb, f, f.slots, make(chan struct{}))
+}
+
+// fill takes jobs for all slots.
+func fill(t *testing.T, rdb redis.Scripter, f *fetcher, lease int64) []fetched {
+	t.Helper()
+	plan, _ := f.plan(f.slots.free(), lease, false)
+	var some found
+	var err error
+	if f.cluster {
+		some, err = f.takeByQueue(t.Context(), rdb, plan)
+	} else {
+		some, err = f.read(plan.call(f.queues).run(t.Context(), rdb), f.queues)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return some.jobs
 }
 
 // Shares are exact over any long stretch, whatever the size of the batches.
 func TestFetcher_KeepsTheShares(t *testing.T) {
 	t.Parallel()
-	f := testFetcher(nil, Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, Concurrency: 100}, false)
+	f := testFetcher(Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, Concurrency: 100}, false)
 	got := map[string]int{}
 	total := 0
 	for total < 10_000 {
@@ -47,7 +69,7 @@ func TestFetcher_KeepsTheShares(t *testing.T) {
 // goes to all the others.
 func TestFetcher_OrderIsWeighted(t *testing.T) {
 	t.Parallel()
-	f := testFetcher(nil, Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, Concurrency: 100}, false)
+	f := testFetcher(Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, Concurrency: 100}, false)
 	first := map[string]int{}
 	const draws = 20_000
 	for range draws {
@@ -58,7 +80,7 @@ func TestFetcher_OrderIsWeighted(t *testing.T) {
 			t.Errorf("%s comes first in %.3f of the draws, want %.1f", q, got, share)
 		}
 	}
-	strict := testFetcher(nil, Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, StrictPriority: true, Concurrency: 100}, false)
+	strict := testFetcher(Config{Queues: map[string]int{"a": 6, "b": 3, "c": 1}, StrictPriority: true, Concurrency: 100}, false)
 	if got := strict.order(); !slices.Equal(got, []int{0, 1, 2}) {
 		t.Errorf("strict order is %v", got)
 	}
@@ -92,15 +114,13 @@ func TestFetcher_LikeAsynq(t *testing.T) {
 
 		slots := 1 + rnd.IntN(30)
 		weights := map[string]int{queues[0]: 1, queues[1]: 1, queues[2]: 1}
-		f := testFetcher(ours, Config{Queues: weights, StrictPriority: rnd.IntN(2) == 0, Concurrency: slots}, rnd.IntN(3) == 0)
+		f := testFetcher(Config{Queues: weights, StrictPriority: rnd.IntN(2) == 0, Concurrency: slots}, rnd.IntN(3) == 0)
 		lease := int64(1_900_000_000)
-		if err := f.fill(t.Context(), lease); err != nil {
-			t.Fatal(err)
+		taken := fill(t, ours, f, lease)
+		if len(taken) > slots {
+			t.Fatalf("round %d: %d jobs taken for %d slots", round, len(taken), slots)
 		}
-		if len(f.ready) > slots {
-			t.Fatalf("round %d: %d jobs taken for %d slots", round, len(f.ready), slots)
-		}
-		for i, job := range f.ready {
+		for i, job := range taken {
 			prefix := "asynq:{" + job.queue + "}:"
 			msg, err := source.Run(t.Context(), theirs, []string{prefix + "pending", prefix + "paused", prefix + "active", prefix + "lease"}, lease, prefix+"t:").Text()
 			if err != nil || msg != job.msg {
@@ -111,17 +131,17 @@ func TestFetcher_LikeAsynq(t *testing.T) {
 			t.Fatalf("round %d: the keys differ\nours:   %v\ntheirs: %v", round, a, b)
 		}
 		// What was left behind is nothing that a free slot could have taken.
-		if len(f.ready) < slots {
+		if len(taken) < slots {
 			for _, q := range queues {
 				n, _ := ours.LLen(t.Context(), "asynq:{"+q+"}:pending").Result()
 				paused, _ := ours.Exists(t.Context(), "asynq:{"+q+"}:paused").Result()
 				if n > 0 && paused == 0 {
-					t.Fatalf("round %d: %d of %d slots filled and %d jobs wait in %s", round, len(f.ready), slots, n, q)
+					t.Fatalf("round %d: %d of %d slots filled and %d jobs wait in %s", round, len(taken), slots, n, q)
 				}
 			}
 		}
 		// And everything goes back as it came.
-		if err := handBack(t.Context(), ours, f.close()); err != nil {
+		if err := handBack(t.Context(), ours, taken); err != nil {
 			t.Fatal(err)
 		}
 		for _, q := range queues {
@@ -164,19 +184,16 @@ func TestFetcher_HandsBackInOrder(t *testing.T) {
 		}
 	}
 	before := rdb.LRange(t.Context(), "asynq:{"+q+"}:pending", 0, -1).Val()
-	f := testFetcher(rdb, Config{Queues: map[string]int{q: 1}, Concurrency: 6}, false)
-	if err := f.fill(t.Context(), time.Now().Add(30*time.Second).Unix()); err != nil || len(f.ready) != 6 {
-		t.Fatalf("%d jobs taken (%v), want 6", len(f.ready), err)
+	f := testFetcher(Config{Queues: map[string]int{q: 1}, Concurrency: 6}, false)
+	taken := fill(t, rdb, f, time.Now().Add(30*time.Second).Unix())
+	if len(taken) != 6 {
+		t.Fatalf("%d jobs taken, want 6", len(taken))
 	}
-	if err := handBack(t.Context(), rdb, f.close()); err != nil {
+	if err := handBack(t.Context(), rdb, taken); err != nil {
 		t.Fatal(err)
 	}
 	if after := rdb.LRange(t.Context(), "asynq:{"+q+"}:pending", 0, -1).Val(); !slices.Equal(before, after) {
 		t.Errorf("the queue was %v and is %v", before, after)
-	}
-	cmd := redis.NewCmd(t.Context(), "evalsha", "sha", 4, "asynq:{q}:pending", "asynq:{q}:paused", "asynq:{q}:active", "asynq:{q}:lease", 1, "asynq:{q}:t:")
-	if err := f.answer(t.Context(), cmd); !errors.Is(err, redis.Nil) {
-		t.Errorf("a closed fetcher answers %v", err)
 	}
 }
 
@@ -195,12 +212,9 @@ func TestFetcher_ADamagedJobStopsNobody(t *testing.T) {
 	if err := rdb.Set(t.Context(), "asynq:{"+q+"}:t:bad", "x", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	f := testFetcher(rdb, Config{Queues: map[string]int{q: 1}, Concurrency: 10}, false)
-	if err := f.fill(t.Context(), int64(4_000_000_000)); err != nil {
-		t.Fatal(err)
-	}
+	f := testFetcher(Config{Queues: map[string]int{q: 1}, Concurrency: 10}, false)
 	var taken []string
-	for _, j := range f.ready {
+	for _, j := range fill(t, rdb, f, 4_000_000_000) {
 		taken = append(taken, j.id)
 	}
 	leases := rdb.ZRange(t.Context(), "asynq:{"+q+"}:lease", 0, -1).Val()

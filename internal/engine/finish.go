@@ -4,36 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/medicalink/postroom/internal/wake"
 )
-
-const (
-	// maxFinish bounds the jobs that one script call finishes, and with them the
-	// time for which the call keeps Redis from its other clients.
-	maxFinish = 128
-
-	// finishCalls is the number of script calls under way at once. While they
-	// are, finished jobs gather for the next one.
-	finishCalls = 1
-)
-
-// finisher gathers the ends of jobs: what asynq says about one job with one
-// script call, it says about many. What it does to each is what asynq's doneCmd,
-// markAsCompleteCmd and retryCmd do.
-type finisher struct {
-	rdb     redis.Scripter
-	cluster bool // keys of several queues cannot meet in one call
-	slots   *slots
-
-	mu      sync.Mutex
-	waiting []*ending
-	sending bool
-}
 
 // An ending is one of asynq's calls, taken apart.
 type ending struct {
@@ -47,10 +22,6 @@ type ending struct {
 
 	err  error
 	done chan struct{}
-}
-
-func newFinisher(rdb redis.Scripter, s *slots, cluster bool) *finisher {
-	return &finisher{rdb: rdb, cluster: cluster, slots: s}
 }
 
 // newEnding takes cmd apart; its shape has been recognised.
@@ -78,65 +49,6 @@ func newEnding(c call, cmd redis.Cmder) (*ending, error) {
 	return e, nil
 }
 
-// finish says that e's job ended, and returns what asynq's own script would have.
-func (f *finisher) finish(ctx context.Context, e *ending) error {
-	f.mu.Lock()
-	f.waiting = append(f.waiting, e)
-	if !f.sending {
-		f.sending = true
-		go f.flush()
-	}
-	f.mu.Unlock()
-	select {
-	case <-e.done:
-		return e.err
-	case <-ctx.Done():
-		return ctx.Err() // the end may still be written, like that of a call whose answer was lost
-	}
-}
-
-// flush sends what waits until nothing does.
-func (f *finisher) flush() {
-	for {
-		// Handlers that are about to end may join: at a low concurrency that makes
-		// batches twice as large, and nobody waits.
-		runtime.Gosched()
-		runtime.Gosched()
-		f.mu.Lock()
-		n := min(len(f.waiting), maxFinish)
-		if n == 0 {
-			f.sending = false
-			f.mu.Unlock()
-			return
-		}
-		batch := f.waiting[:n:n]
-		f.waiting = f.waiting[n:]
-		if len(f.waiting) == 0 {
-			f.waiting = nil
-		}
-		f.mu.Unlock()
-		f.send(batch)
-	}
-}
-
-func (f *finisher) send(batch []*ending) {
-	groups := [][]*ending{batch}
-	if f.cluster {
-		groups = byQueue(batch)
-	}
-	jobs := make([]job, 0, len(batch))
-	for _, group := range groups {
-		f.run(group)
-		for _, e := range group {
-			jobs = append(jobs, e.job)
-		}
-	}
-	f.slots.release(jobs...)
-	for _, e := range batch {
-		close(e.done)
-	}
-}
-
 func byQueue(batch []*ending) [][]*ending {
 	var groups [][]*ending
 	index := map[string]int{}
@@ -152,7 +64,8 @@ func byQueue(batch []*ending) [][]*ending {
 	return groups
 }
 
-// finishScript ends many jobs.
+// finishScript ends many jobs: to each it does what asynq's doneCmd,
+// markAsCompleteCmd or retryCmd does.
 //
 // KEYS, for each queue and day: active, lease, completed, retry, processed,
 // failed, processed on the day, failed on the day, pending, gate, wake marker.
@@ -238,7 +151,8 @@ for g = 1, groups do
 end
 return out`)
 
-func (f *finisher) run(batch []*ending) {
+// finishing returns the call that ends the jobs of batch.
+func finishing(batch []*ending) scriptCall {
 	type group struct{ queue, day string }
 	index := map[group]int{}
 	var keys []string
@@ -270,9 +184,22 @@ func (f *finisher) run(batch []*ending) {
 		}
 	}
 	args := append([]any{len(index), maxCount}, heads...)
-	reply, err := finishScript.Run(context.Background(), f.rdb, keys, append(args, items...)...).StringSlice()
+	return scriptCall{finishScript, keys, append(args, items...)}
+}
+
+// finishByQueue ends the jobs of batch with a call for each queue: on a cluster
+// their keys cannot meet.
+func finishByQueue(ctx context.Context, rdb redis.Scripter, batch []*ending) {
+	for _, group := range byQueue(batch) {
+		settle(group, finishing(group).run(ctx, rdb))
+	}
+}
+
+// settle tells each ending what became of it.
+func settle(batch []*ending, cmd *redis.Cmd) {
+	reply, err := cmd.StringSlice()
 	if err == nil && len(reply) != len(batch) {
-		err = fmt.Errorf("finish jobs: %d answers for %d jobs", len(reply), len(batch))
+		err = fmt.Errorf("finish jobs: %w", errCutShort)
 	}
 	for i, e := range batch {
 		switch {

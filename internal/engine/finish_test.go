@@ -248,14 +248,16 @@ func TestFinisher_LikeAsynq(t *testing.T) {
 		batch = append(batch, end{kind: doneCall, queue: queues[0], id: "unknown", day: 1})
 		rnd.Shuffle(len(batch), func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
 
-		f := newFinisher(ours, newSlots(10), rnd.IntN(3) == 0)
 		var got []*ending
 		for _, e := range batch {
 			x := ourEnding(t, scripts, e)
-			f.slots.take(x.job, time.Now())
 			got = append(got, x)
 		}
-		f.send(got)
+		if rnd.IntN(3) == 0 {
+			finishByQueue(t.Context(), ours, got)
+		} else {
+			settle(got, finishing(got).run(t.Context(), ours))
+		}
 
 		want := make([]string, len(batch))
 		for _, i := range ourOrder(batch, full) {
@@ -269,9 +271,6 @@ func TestFinisher_LikeAsynq(t *testing.T) {
 		}
 		if diff := differences(dumpJobs(t, ours), dumpJobs(t, theirs)); diff != "" {
 			t.Fatalf("round %d: after %d ends the keys differ\n%s", round, len(batch), diff)
-		}
-		if n := f.slots.free(); n != f.slots.total {
-			t.Fatalf("round %d: %d of %d slots are free after all jobs have ended", round, n, f.slots.total)
 		}
 		for _, q := range queues {
 			limited, waiting := ours.Exists(t.Context(), gateKey(q)).Val() == 1, ours.Exists(t.Context(), prefixOf(q)+"pending").Val() == 1
@@ -370,7 +369,9 @@ func TestFinisher_GathersConcurrentEnds(t *testing.T) {
 				}
 			}}
 			ours.AddHook(w)
-			f := newFinisher(ours, newSlots(10), cluster)
+			p := testPump(ours, Config{Queues: map[string]int{testQueue: 1}, Concurrency: 10}, cluster)
+			p.start()
+			defer p.close()
 			var batch []end
 			for _, q := range slices.Sorted(maps.Keys(ids)) {
 				for _, id := range ids[q] {
@@ -384,7 +385,7 @@ func TestFinisher_GathersConcurrentEnds(t *testing.T) {
 				x := ourEnding(t, scripts, e)
 				wg.Go(func() {
 					<-begin
-					if got := answer(f.finish(t.Context(), x)); got != want {
+					if got := answer(p.finish(t.Context(), x)); got != want {
 						t.Errorf("%+v: we answer %s and asynq %s", e, got, want)
 					}
 				})
@@ -409,38 +410,24 @@ func TestFinisher_Fails(t *testing.T) {
 	scripts := endScripts(t, server)
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), MaxRetries: -1})
 	defer rdb.Close()
-	s := newSlots(2)
-	f := newFinisher(rdb, s, false)
+	p := testPump(rdb, Config{Queues: map[string]int{testQueue: 1}, Concurrency: 2}, false)
 	x := ourEnding(t, scripts, end{kind: doneCall, queue: testQueue, id: "job", day: 1})
-	s.take(x.job, time.Now())
+	p.slots.take(x.job, time.Now())
 	server.Kill()
-	err := f.finish(t.Context(), x)
+	p.start()
+	err := p.finish(t.Context(), x)
 	if err == nil || !outage(err) {
 		t.Errorf("with a dead Redis the answer is %v", err)
 	}
-	if n := s.free(); n != 2 {
+	if n := p.slots.free(); n != 2 {
 		t.Errorf("%d slots are free after the handler has ended, want 2", n)
 	}
-	stuck := &stuckScripter{Scripter: rdb, release: make(chan struct{})}
-	f = newFinisher(stuck, s, false)
+	p.close() // nobody answers any more
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := f.finish(ctx, ourEnding(t, scripts, end{kind: doneCall, queue: testQueue, id: "job", day: 1})); !errors.Is(err, context.Canceled) {
+	if err := p.finish(ctx, ourEnding(t, scripts, end{kind: doneCall, queue: testQueue, id: "job", day: 1})); !errors.Is(err, context.Canceled) {
 		t.Errorf("a wait that was given up ends with %v", err)
 	}
-	close(stuck.release)
-}
-
-// stuckScripter is a Redis that does not answer.
-type stuckScripter struct {
-	redis.Scripter
-
-	release chan struct{}
-}
-
-func (s *stuckScripter) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	<-s.release
-	return s.Scripter.EvalSha(ctx, sha, keys, args...)
 }
 
 // A key of the wrong type fails its own job's end, as asynq's script would, and
@@ -463,7 +450,7 @@ func TestFinisher_ADamagedJobFailsAlone(t *testing.T) {
 	if err := rdb.Set(t.Context(), p+"t:bad", "x", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
-	newFinisher(rdb, newSlots(3), false).run(batch)
+	settle(batch, finishing(batch).run(t.Context(), rdb))
 	if batch[0].err != nil || batch[2].err != nil || !redis.HasErrorPrefix(batch[1].err, "WRONGTYPE") {
 		t.Errorf("the ends answer %v, %v, %v", batch[0].err, batch[1].err, batch[2].err)
 	}

@@ -96,11 +96,11 @@ return {wait, waiting}`)
 // forward moves due jobs and says when the next is due.
 func (w *watcher) forward(ctx context.Context) (finding, error) {
 	if !w.cluster {
-		return w.forwardIn(ctx, w.fetch.queues)
+		return w.forwardIn(ctx, w.queues)
 	}
 	all := finding{due: -1}
-	for i := range w.fetch.queues {
-		found, err := w.forwardIn(ctx, w.fetch.queues[i:i+1])
+	for i := range w.queues {
+		found, err := w.forwardIn(ctx, w.queues[i:i+1])
 		if err != nil {
 			return all, err
 		}

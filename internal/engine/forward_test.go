@@ -25,9 +25,7 @@ func testWatcher(rdb redis.UniversalClient, cluster bool, queues ...string) *wat
 	for _, q := range queues {
 		weights[q] = 1
 	}
-	stopping := make(chan struct{})
-	f := newFetcher(rdb, Config{Queues: weights, Concurrency: 4}, newSlots(4), cluster, stopping)
-	return newWatcher(rdb, f, stopping, zerolog.Nop())
+	return newWatcher(rdb, testPump(rdb, Config{Queues: weights, Concurrency: 4}, cluster), zerolog.Nop())
 }
 
 func redisNow(t *testing.T, rdb *redis.Client) time.Time {

@@ -27,8 +27,8 @@ const (
 
 // seam is the hook on the client of one asynq server.
 type seam struct {
-	fetch    *fetcher
-	finish   *finisher
+	pump     *pump
+	slots    *slots
 	beats    *beats
 	quiet    func() bool // no job is anywhere, as of a second ago
 	stopping <-chan struct{}
@@ -77,15 +77,13 @@ func (s *seam) process(ctx context.Context, cmd redis.Cmder, kind call, shape st
 	switch kind {
 	case fetchCall:
 		s.fetches.Store(true)
-		return s.fetch.answer(ctx, script)
+		return s.pump.answer(ctx, script)
 	case doneCall, completeCall, retryCall:
 		e, err := newEnding(kind, cmd)
 		if err != nil {
 			return next(ctx, cmd)
 		}
-		err = s.finish.finish(ctx, e)
-		s.fetch.freed()
-		if err != nil {
+		if err := s.pump.finish(ctx, e); err != nil {
 			cmd.SetErr(err)
 			return err
 		}
@@ -95,8 +93,8 @@ func (s *seam) process(ctx context.Context, cmd redis.Cmder, kind call, shape st
 		err := next(ctx, cmd)
 		if keys, args, _ := parts(cmd); len(args) > 0 {
 			id, _ := args[0].(string)
-			s.finish.slots.release(job{queue: queueOf(keys[0]), id: id})
-			s.fetch.freed()
+			s.slots.release([]*ending{{job: job{queue: queueOf(keys[0]), id: id}}})
+			s.pump.freed()
 		}
 		return err
 	case forwardCall, reclaimCall:

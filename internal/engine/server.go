@@ -82,11 +82,11 @@ func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger)
 	_, cluster := plain.(*redis.ClusterClient)
 	stopping := make(chan struct{})
 	jobs := newSlots(cfg.Concurrency)
-	fetch := newFetcher(plain, cfg, jobs, cluster, stopping)
-	s := &Server{plain: plain, watcher: newWatcher(plain, fetch, stopping, log), stopping: stopping, log: log}
+	pump := newPump(plain, newFetcher(cfg, jobs, cluster), jobs, stopping)
+	s := &Server{plain: plain, watcher: newWatcher(plain, pump, log), stopping: stopping, log: log}
 	s.seam = &seam{
-		fetch:    fetch,
-		finish:   newFinisher(plain, jobs, cluster),
+		pump:     pump,
+		slots:    jobs,
 		beats:    &beats{slots: jobs, now: time.Now, stopping: stopping},
 		quiet:    s.Quiet,
 		stopping: stopping,
@@ -112,7 +112,9 @@ func NewServer(rdb, plain redis.UniversalClient, cfg Config, log zerolog.Logger)
 // Start begins to fetch. The handler is called on as many goroutines as the
 // concurrency allows.
 func (s *Server) Start(h asynq.Handler) error {
+	s.seam.pump.start()
 	if err := s.asynq.Start(h); err != nil {
+		s.seam.pump.close()
 		return fmt.Errorf("start the asynq server: %w", err)
 	}
 	s.watcher.start()
@@ -134,7 +136,7 @@ func (s *Server) Stop() {
 	s.stopOnce.Do(func() { close(s.stopping) })
 	s.asynq.Shutdown()
 	s.watcher.stop()
-	if err := handBack(context.Background(), s.plain, s.seam.fetch.close()); err != nil {
+	if err := handBack(context.Background(), s.plain, s.seam.pump.close()); err != nil {
 		s.log.Warn().Err(err).Msg("a job that was not started comes back when its lease is over")
 	}
 }

@@ -2,15 +2,13 @@ package engine
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 // slots counts the jobs that hold asynq's slots, by queue: from the moment that
-// a job is handed to asynq until its end is in Redis.
+// a job is taken until its end goes to Redis.
 type slots struct {
 	total int
-	ended atomic.Int64 // jobs in all
 
 	mu   sync.Mutex
 	held map[job]time.Time
@@ -33,11 +31,11 @@ func (s *slots) take(j job, now time.Time) {
 	s.held[j] = now
 }
 
-func (s *slots) release(jobs ...job) {
+func (s *slots) release(ends []*ending) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, j := range jobs {
-		s.drop(j)
+	for _, e := range ends {
+		s.drop(e.job)
 	}
 }
 
@@ -45,7 +43,6 @@ func (s *slots) drop(j job) {
 	if _, ok := s.held[j]; ok {
 		delete(s.held, j)
 		s.busy[j.queue]--
-		s.ended.Add(1)
 	}
 }
 

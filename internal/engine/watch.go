@@ -32,13 +32,14 @@ const (
 )
 
 // watcher knows when there is work: it listens to the markers of producers while
-// the fetcher is idle, brings delayed jobs into their queues when they are due,
+// the pump is idle, brings delayed jobs into their queues when they are due,
 // and looks by itself once in a while. These three take the place of asynq's
 // polling, which its fetch and forward loops would do for each queue.
 type watcher struct {
 	rdb     redis.UniversalClient
 	name    string // unique in the fleet
-	fetch   *fetcher
+	pump    *pump
+	queues  []queue
 	log     zerolog.Logger
 	cluster bool
 
@@ -48,19 +49,22 @@ type watcher struct {
 	wg       sync.WaitGroup
 }
 
-func newWatcher(rdb redis.UniversalClient, f *fetcher, stopping <-chan struct{}, log zerolog.Logger) *watcher {
-	return &watcher{rdb: rdb, name: crand.Text(), fetch: f, cluster: f.cluster, stopping: stopping, poke: make(chan struct{}, 1), log: log}
+func newWatcher(rdb redis.UniversalClient, p *pump, log zerolog.Logger) *watcher {
+	return &watcher{
+		rdb: rdb, name: crand.Text(), pump: p, queues: p.fetch.queues, cluster: p.fetch.cluster,
+		stopping: p.stopping, poke: make(chan struct{}, 1), log: log,
+	}
 }
 
 func (w *watcher) start() {
 	w.wg.Go(w.run)
 	if !w.cluster {
-		w.wg.Go(func() { w.listen(w.fetch.queues) })
+		w.wg.Go(func() { w.listen(w.queues) })
 		return
 	}
 	// One BLPOP cannot wait for keys of several slots.
-	for i := range w.fetch.queues {
-		w.wg.Go(func() { w.listen(w.fetch.queues[i : i+1]) })
+	for i := range w.queues {
+		w.wg.Go(func() { w.listen(w.queues[i : i+1]) })
 	}
 }
 
@@ -125,7 +129,7 @@ func (w *watcher) run() {
 				due = time.Now().Add(found.due)
 			}
 			if found.waiting {
-				w.fetch.wake()
+				w.pump.wake()
 			}
 		}
 		cancel()
@@ -142,14 +146,14 @@ func (w *watcher) run() {
 func (w *watcher) count(ctx context.Context) (int64, error) {
 	if !w.cluster {
 		var keys []string
-		for _, q := range w.fetch.queues {
+		for _, q := range w.queues {
 			keys = append(keys, jobKeys(q.name)...)
 		}
 		return w.rdb.Exists(ctx, keys...).Result()
 	}
-	counts := make([]*redis.IntCmd, len(w.fetch.queues))
+	counts := make([]*redis.IntCmd, len(w.queues))
 	if _, err := w.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for i, q := range w.fetch.queues {
+		for i, q := range w.queues {
 			counts[i] = p.Exists(ctx, jobKeys(q.name)...)
 		}
 		return nil
@@ -168,15 +172,15 @@ func jobKeys(queue string) []string {
 	return []string{p + "pending", p + "scheduled", p + "retry", p + "lease"}
 }
 
-// listen waits for markers whenever the fetcher is idle.
+// listen waits for markers whenever the pump is idle.
 func (w *watcher) listen(queues []queue) {
 	var line line
 	defer line.close()
 	failures := 0
 	for {
-		for !w.fetch.waiting.Load() {
+		for !w.pump.asleep.Load() {
 			select {
-			case <-w.fetch.idle:
+			case <-w.pump.idle:
 			case <-w.stopping:
 				return
 			}
@@ -211,7 +215,7 @@ func (w *watcher) heard(key string, queues []queue) {
 			}
 			return
 		case wake.Key(q.name):
-			if n, _ := w.fetch.open(q); n < 1 || !w.fetch.wake() {
+			if n, _ := w.pump.fetch.open(q); n < 1 || !w.pump.wake() {
 				w.pass(key)
 			}
 			return
@@ -257,7 +261,7 @@ type line struct {
 func (l *line) pop(w *watcher, queues []queue) (string, error) {
 	var keys []string
 	for _, q := range queues {
-		if n, _ := w.fetch.open(q); n > 0 {
+		if n, _ := w.pump.fetch.open(q); n > 0 {
 			keys = append(keys, wake.Key(q.name))
 		}
 	}
