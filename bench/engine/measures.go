@@ -268,18 +268,20 @@ func processingRow(queues, concurrency int) string {
 	return fmt.Sprintf("%d queues, %s at once", queues, report.Count(concurrency))
 }
 
-// keptRow is what the row says of completed jobs that stay in the store.
-const keptRow = ", completed ones kept"
+// kept is what a row says of completed jobs that stay in the store.
+func kept(keep bool) string {
+	if keep {
+		return ", completed ones kept"
+	}
+	return ""
+}
 
 // manyQueues is the other number of queues, beside one.
 const manyQueues = 6
 
 func (b *bench) measureProcessing(ctx context.Context) error {
 	for _, sp := range b.processingCases() {
-		row, systems := processingRow(sp.queues, sp.concurrency), b.contenders
-		if sp.keep {
-			row += keptRow
-		}
+		row, systems := processingRow(sp.queues, sp.concurrency)+kept(sp.keep), b.contenders
 		if row == processingRow(1, 100) && slices.Contains(b.systems, ours) {
 			systems = append(slices.Clone(systems), &system{name: bare, store: b.redis, jobs: map[string]int{}})
 		}

@@ -127,7 +127,7 @@ func (b *bench) table(title, text, measure string, rows []string, columns ...col
 func (b *bench) sections() []section {
 	var processingRows, idleRows, scalingRows []string
 	for _, sp := range b.processingCases() {
-		processingRows = append(processingRows, processingRow(sp.queues, sp.concurrency))
+		processingRows = append(processingRows, processingRow(sp.queues, sp.concurrency)+kept(sp.keep))
 	}
 	for _, n := range b.idleReplicas() {
 		idleRows = append(idleRows, idleRow(n))

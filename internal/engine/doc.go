@@ -8,11 +8,12 @@
 //
 //   - scripts: which of asynq's calls a command is, by the shape of its keys. What
 //     is not recognised goes through untouched, slower and correct.
-//   - fetch: one script call takes as many jobs as there are free slots, by weight
-//     over all queues and as far as the gate admits; the fetches that follow are
-//     answered from memory. A job in memory is about to start; one that could not
-//     is handed back at shutdown, at no cost.
-//   - finish: the ends of jobs gather into one script call.
+//   - pump: the one goroutine that speaks with Redis about jobs. In a round trip it
+//     sends the ends that have gathered and takes jobs for the free slots; asynq's
+//     fetches are answered from its memory. A job in memory is about to start; one
+//     that could not is handed back at shutdown, at no cost.
+//   - fetch: what to take: by weight over all queues, as far as slots and gate admit.
+//   - finish: one script call for many ends.
 //   - forward, watch: delayed jobs move when they are due; an idle worker waits for
 //     the markers of package wake, and looks for itself about once a second.
 //   - gate: pauses, limits and rates of queues, as operators set and see them.

@@ -76,8 +76,13 @@ func (s *seam) process(ctx context.Context, cmd redis.Cmder, kind call, shape st
 	}
 	switch kind {
 	case fetchCall:
+		_, args, _ := parts(cmd)
+		expiry, ok := args[0].(int64)
+		if !ok {
+			return next(ctx, cmd)
+		}
 		s.fetches.Store(true)
-		return s.pump.answer(ctx, script)
+		return s.pump.answer(ctx, script, time.Unix(expiry, 0))
 	case doneCall, completeCall, retryCall:
 		e, err := newEnding(kind, cmd)
 		if err != nil {

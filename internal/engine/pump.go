@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -79,13 +78,8 @@ func notify(c chan struct{}) {
 
 // answer fills in the result of one fetch of asynq's. asynq asks for one queue
 // after the other until it gets a job; the answer may be of any queue, for a job
-// says itself where it belongs.
-func (p *pump) answer(ctx context.Context, cmd *redis.Cmd) error {
-	_, args, _ := parts(cmd)
-	expiry, ok := args[0].(int64)
-	if !ok {
-		return fmt.Errorf("fetch a job: its lease ends at %T", args[0])
-	}
+// says itself where it belongs. expiry is the end that asynq gives its lease.
+func (p *pump) answer(ctx context.Context, cmd *redis.Cmd, expiry time.Time) error {
 	timer := time.NewTimer(maxWait)
 	defer timer.Stop()
 	for wait := true; ; {
@@ -114,7 +108,7 @@ func (p *pump) answer(ctx context.Context, cmd *redis.Cmd) error {
 			return nothing(cmd)
 		}
 		p.asked = true
-		p.lease = time.Until(time.Unix(expiry, 0))
+		p.lease = time.Until(expiry)
 		p.slots.asked()
 		p.mu.Unlock()
 		notify(p.turn)

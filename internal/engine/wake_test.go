@@ -314,8 +314,7 @@ func TestServer_KeepsPriorities(t *testing.T) {
 	}
 }
 
-// Slow bulk mail takes all the slots it may have: a critical job starts all the
-// same, at once, and bulk mail still gets its turn beside a flood of critical jobs.
+// Slow bulk mail takes all the slots it may have: critical jobs start all the same.
 func TestServer_KeepsSlotsForCriticalJobs(t *testing.T) {
 	t.Parallel()
 	rdb := testenv.Redis(t).Open(t)
@@ -351,6 +350,123 @@ func TestServer_KeepsSlotsForCriticalJobs(t *testing.T) {
 	close(release)
 	for range 30 {
 		<-ran
+	}
+}
+
+// A flood of critical jobs leaves bulk mail its turn.
+func TestServer_StarvesNobody(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t).Open(t)
+	const critical, bulk = "email:critical", "email:bulk"
+	cfg := config()
+	cfg.Queues = map[string]int{critical: 6, bulk: 1}
+	add(t, rdb, bulk, false)
+	for range 20 {
+		add(t, rdb, critical, false)
+	}
+	ran := make(chan struct{})
+	client := asynq.NewClientFromRedisClient(rdb)
+	start(t, rdb, cfg, func(ctx context.Context, task *asynq.Task) error {
+		if q, _ := asynq.GetQueueName(ctx); q == bulk {
+			close(ran)
+			return nil
+		}
+		select {
+		case <-ran:
+			return nil
+		default:
+		}
+		// One more for each that ends: there is always one that waits.
+		_, err := client.EnqueueContext(context.WithoutCancel(ctx), task, asynq.Queue(critical))
+		return err
+	})
+	select {
+	case <-ran:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the bulk job did not run beside the critical ones")
+	}
+}
+
+// Markers wake a worker on a Sentinel's master and on a cluster, where each queue
+// has a listener of its own.
+func TestServer_WakesOnEachTopology(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(*testing.T) *rediskit.Client{
+		"Sentinel": func(t *testing.T) *rediskit.Client { t.Helper(); return testenv.Sentinel(t).Open(t) },
+		"Cluster":  func(t *testing.T) *rediskit.Client { t.Helper(); return testenv.Cluster(t).Open(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rdb := open(t)
+			cfg := config()
+			cfg.Queues = map[string]int{"email:critical": 2, "email:default": 1}
+			ran := make(chan string, 1)
+			start(t, rdb, cfg, func(ctx context.Context, _ *asynq.Task) error {
+				q, _ := asynq.GetQueueName(ctx)
+				ran <- q
+				return nil
+			})
+			for q := range cfg.Queues {
+				// The marker alone: whoever takes it was listening.
+				eventually(t, "listener of "+q, func() bool {
+					if err := redis.NewScript(wake.Lua+`wake(KEYS[1])`).Run(t.Context(), rdb, []string{wake.Key(q)}).Err(); err != nil && !errors.Is(err, redis.Nil) {
+						t.Fatal(err)
+					}
+					n, err := rdb.Exists(t.Context(), wake.Key(q)).Result()
+					return err == nil && n == 0
+				})
+				add(t, rdb, q, true)
+				if got := <-ran; got != q {
+					t.Errorf("a job of %s ran, want %s", got, q)
+				}
+			}
+		})
+	}
+}
+
+// A stock asynq server works on the same queues, a stock client feeds them, and
+// every job runs once.
+func TestServer_BesideStockAsynq(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t).Open(t)
+	const jobs = 400
+	var mu sync.Mutex
+	runs := map[string]int{}
+	handle := asynq.HandlerFunc(func(ctx context.Context, _ *asynq.Task) error {
+		id, _ := asynq.GetTaskID(ctx)
+		mu.Lock()
+		runs[id]++
+		mu.Unlock()
+		time.Sleep(time.Millisecond)
+		return nil
+	})
+	for i := range jobs {
+		delay := time.Duration(i%3) * time.Second
+		add(t, rdb, queue, i%2 == 0, asynq.TaskID(fmt.Sprint("job", i)), asynq.ProcessIn(delay))
+	}
+	stock := asynq.NewServerFromRedisClient(rdb.Dedicated("stock"), asynq.Config{
+		Queues: map[string]int{queue: 1}, Concurrency: 4, LogLevel: asynq.FatalLevel,
+		TaskCheckInterval: 10 * time.Millisecond, DelayedTaskCheckInterval: 50 * time.Millisecond,
+	})
+	if err := stock.Start(handle); err != nil {
+		t.Fatal(err)
+	}
+	defer stock.Shutdown()
+	start(t, rdb, config(), handle)
+	inspector := asynq.NewInspectorFromRedisClient(rdb)
+	eventually(t, "end of all jobs", func() bool {
+		info, err := inspector.GetQueueInfo(queue)
+		return err == nil && info.Size == 0 && info.ProcessedTotal == jobs
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	for id, n := range runs {
+		if n != 1 {
+			t.Errorf("%s ran %d times", id, n)
+		}
+	}
+	if len(runs) != jobs {
+		t.Errorf("%d of %d jobs ran", len(runs), jobs)
 	}
 }
 
