@@ -540,3 +540,28 @@ func TestServer_StopsAtOnceWhenIdle(t *testing.T) {
 	}
 	idle(t, rdb, 0)
 }
+
+// A Redis that does not say which connection is which: workers are woken all the
+// same, and stop.
+func TestServer_ListensWithoutClientID(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t).Open(t)
+	if err := rdb.Do(t.Context(), "ACL", "SETUSER", "default", "-client|id").Err(); err != nil {
+		t.Fatal(err)
+	}
+	ran := make(chan struct{}, 1)
+	s := newServer(t, rdb.Dedicated("asynq"), rdb.Dedicated("engine"), config(), zerolog.Nop())
+	if err := s.Start(asynq.HandlerFunc(func(context.Context, *asynq.Task) error {
+		ran <- struct{}{}
+		return nil
+	})); err != nil {
+		t.Fatal(err)
+	}
+	idle(t, rdb, 1)
+	add(t, rdb, queue, true)
+	<-ran
+	s.Stop()
+	if n := calls(t, rdb, "client|unblock"); n != 0 {
+		t.Errorf("%d attempts to end the wait of an unknown connection", n)
+	}
+}

@@ -24,6 +24,10 @@ const (
 	// listenTime is how long one BLPOP waits for a marker.
 	listenTime = 25 * time.Second
 
+	// shortListen is the same on a server that does not tell a connection's id, so
+	// that nobody can end the wait: a Redis in memory, or rules without CLIENT ID.
+	shortListen = time.Second
+
 	// unblockInterval is how often the end of a wait is asked for at shutdown.
 	unblockInterval = 20 * time.Millisecond
 
@@ -253,7 +257,7 @@ func (w *watcher) rest(failures int) {
 type line struct {
 	node *redis.Client
 	conn *redis.Conn
-	id   int64
+	id   int64 // 0: unknown
 }
 
 // pop waits for a marker of queues that this process has slots for, and returns
@@ -271,11 +275,14 @@ func (l *line) pop(w *watcher, queues []queue) (string, error) {
 	if err := l.open(w.rdb, keys[0]); err != nil {
 		return "", err
 	}
-	done := make(chan struct{})
-	defer close(done)
-	node, id := l.node, l.id
-	w.wg.Go(func() { w.endAtStop(node, id, done) })
-	reply, err := l.conn.BLPop(context.Background(), listenTime, keys...).Result()
+	patience := shortListen
+	if node, id := l.node, l.id; id != 0 {
+		patience = listenTime
+		done := make(chan struct{})
+		defer close(done)
+		w.wg.Go(func() { w.endAtStop(node, id, done) })
+	}
+	reply, err := l.conn.BLPop(context.Background(), patience, keys...).Result()
 	if err != nil {
 		if !errors.Is(err, redis.Nil) {
 			l.close()
@@ -329,7 +336,7 @@ func (l *line) open(rdb redis.UniversalClient, key string) error {
 	}
 	conn := l.node.Conn()
 	id, err := conn.ClientID(ctx).Result()
-	if err != nil {
+	if _, refused := errors.AsType[redis.Error](err); err != nil && !refused {
 		return errors.Join(err, conn.Close())
 	}
 	l.conn, l.id = conn, id
