@@ -150,10 +150,13 @@ var (
 )
 
 // buildRiver works on copies of River's module files, so that a dependency that it shares with the product, and that
-// the product has raised, raises it here too instead of failing.
+// the product has raised, raises it here too instead of failing. The product itself is the checkout's.
 func (b *bench) buildRiver(ctx context.Context, stderr io.Writer) error {
 	for _, name := range []string{"go.mod", "go.sum"} {
 		text, err := os.ReadFile(filepath.Join(riverFolder, name))
+		if name == "go.mod" {
+			text = append(text, "\nreplace github.com/medicalink/postroom => ../../..\n"...)
+		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join(b.work, name), text, 0o600)
 		}
