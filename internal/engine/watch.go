@@ -30,6 +30,7 @@ const (
 
 	// unblockInterval is how often the end of a wait is asked for at shutdown.
 	unblockInterval = 20 * time.Millisecond
+	unblockTimeout  = time.Second
 
 	// callTimeout bounds the watcher's other calls.
 	callTimeout = 3 * time.Second
@@ -275,14 +276,25 @@ func (l *line) pop(w *watcher, queues []queue) (string, error) {
 	if err := l.open(w.rdb, keys[0]); err != nil {
 		return "", err
 	}
-	patience := shortListen
-	if node, id := l.node, l.id; id != 0 {
-		patience = listenTime
-		done := make(chan struct{})
-		defer close(done)
-		w.wg.Go(func() { w.endAtStop(node, id, done) })
+	patience := listenTime
+	if l.id == 0 {
+		patience = shortListen
 	}
-	reply, err := l.conn.BLPop(context.Background(), patience, keys...).Result()
+	// The context ends the attempts on a Redis that is away.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	node, id := l.node, l.id
+	w.wg.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-w.stopping:
+			if id != 0 {
+				w.unblock(ctx, node, id)
+			}
+			cancel()
+		}
+	})
+	reply, err := l.conn.BLPop(ctx, patience, keys...).Result()
 	if err != nil {
 		if !errors.Is(err, redis.Nil) {
 			l.close()
@@ -292,23 +304,16 @@ func (l *line) pop(w *watcher, queues []queue) (string, error) {
 	return reply[0], nil
 }
 
-// endAtStop ends the wait of connection id at shutdown. The command may be on its
-// way yet, so the end is repeated.
-func (w *watcher) endAtStop(node *redis.Client, id int64, done <-chan struct{}) {
-	select {
-	case <-done:
-		return
-	case <-w.stopping:
-	}
+// unblock ends the wait of connection id. The command may be on its way yet, so
+// the end is repeated, until ctx says that the wait is over.
+func (w *watcher) unblock(ctx context.Context, node *redis.Client, id int64) {
+	ctx, cancel := context.WithTimeout(ctx, unblockTimeout)
+	defer cancel()
 	tick := time.NewTicker(unblockInterval)
 	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
 	for {
 		_ = node.ClientUnblock(ctx, id).Err() // the next tick tries again
 		select {
-		case <-done:
-			return
 		case <-ctx.Done():
 			return
 		case <-tick.C:
