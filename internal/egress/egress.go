@@ -151,6 +151,25 @@ func (c *Client) Do(req *http.Request, allow []netip.Prefix) (*http.Response, er
 	return resp, nil
 }
 
+// HTTP returns c as a client of net/http that makes every request under allow, for
+// packages that want one. It keeps to the rules of [Client.Do]; its errors are those
+// of Do within a *url.Error, whose text names the URL.
+func (c *Client) HTTP(allow []netip.Prefix) *http.Client {
+	return &http.Client{
+		Transport:     roundTripper{client: c, allow: slices.Clone(allow)},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+type roundTripper struct {
+	client *Client
+	allow  []netip.Prefix
+}
+
+func (r roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
+	return r.client.Do(req, r.allow)
+}
+
 // transport returns the pool for one scheme and allow-list. http.Transport keeps
 // connections by scheme, host and port alone and asks nobody before it uses one
 // again, so that one pool for all would let a request without an allow-list use the
