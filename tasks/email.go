@@ -1,13 +1,8 @@
 package tasks
 
 import (
-	"bytes"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"strings"
 )
 
 // TypeEmail is the asynq type of an email job.
@@ -86,53 +81,18 @@ type Attachment struct {
 	Content []byte `json:"content"`
 }
 
-// A DecodeError says why a payload cannot become a job. Trying again does not
-// help.
-type DecodeError struct {
-	// Err is the cause. Its text holds no value of the payload.
-	Err error
-}
-
-// Error returns the reason.
-func (e *DecodeError) Error() string { return "decode email: " + e.Err.Error() }
-
-// Unwrap returns the cause.
-func (e *DecodeError) Unwrap() error { return e.Err }
-
-// Permanent reports true.
-func (e *DecodeError) Permanent() bool { return true }
-
 // DecodeEmail returns the job in a payload, with its class filled in, after the
 // checks of Validate: not every producer is this package. Unknown fields are
 // ignored, a version above Version is refused. Every error is a *DecodeError.
 func DecodeEmail(payload []byte) (Email, error) {
 	const limit = MaxPayloadBytes + MaxAttachmentBytes/3*4 + 4*MaxAttachments
-	if len(payload) > limit {
-		return Email{}, &DecodeError{fmt.Errorf("payload has %d bytes, the limit is %d", len(payload), limit)}
-	}
 	var email Email
-	dec := json.NewDecoder(bytes.NewReader(payload))
-	dec.UseNumber()
-	err := dec.Decode(&email)
-	// The version is judged first, also after an error: a newer payload may not
-	// fit the type, and the answer is then not "bad JSON".
-	if email.V > Version {
-		return Email{}, &DecodeError{fmt.Errorf("payload has version %d, this worker reads up to %d: deploy newer workers before newer producers", email.V, Version)}
+	if err := decode(payload, limit, &email, &email.V); err != nil {
+		return Email{}, &DecodeError{Job: jobEmail.noun(), Err: err}
 	}
-	if err != nil {
-		return Email{}, &DecodeError{safeJSONError(err)}
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Email{}, &DecodeError{errors.New("payload goes on after the JSON object")}
-	}
-	if email.V < 1 {
-		return Email{}, &DecodeError{errors.New("payload has no version: v must be 1 or more")}
-	}
-	for key, value := range email.Data {
-		email.Data[key] = plainNumbers(value)
-	}
+	plainNumbers(email.Data)
 	if err := email.check(); err != nil {
-		return Email{}, &DecodeError{err}
+		return Email{}, &DecodeError{Job: jobEmail.noun(), Err: err}
 	}
 	if email.Class == "" {
 		email.Class = ClassTransactional
@@ -140,51 +100,7 @@ func DecodeEmail(payload []byte) (Email, error) {
 	return email, nil
 }
 
-// safeJSONError rewrites an error of encoding/json so that it names fields and
-// offsets but no value.
-func safeJSONError(err error) error {
-	if typeErr, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		field := typeErr.Field
-		if field == "" {
-			return errors.New("payload is not a JSON object")
-		}
-		return fmt.Errorf("field %s has the wrong JSON type, want %s", field, typeErr.Type)
-	}
-	if syntaxErr, ok := errors.AsType[*json.SyntaxError](err); ok {
-		return fmt.Errorf("payload is not valid JSON at byte %d", syntaxErr.Offset)
-	}
-	if corrupt, ok := errors.AsType[base64.CorruptInputError](err); ok {
-		return fmt.Errorf("an attachment is not valid base64 at byte %d", int64(corrupt))
-	}
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return errors.New("payload ends too early")
-	}
-	return errors.New("payload is not valid JSON")
-}
-
-// plainNumbers replaces every json.Number in value. A float64 for everything
-// would print 1000000 as 1e+06 in a template and round long identifiers.
-func plainNumbers(value any) any {
-	switch value := value.(type) {
-	case json.Number:
-		if n, err := value.Int64(); err == nil {
-			return n
-		}
-		if f, err := value.Float64(); err == nil && strings.ContainsAny(string(value), ".eE") {
-			return f
-		}
-		return value
-	case map[string]any:
-		for key, inner := range value {
-			value[key] = plainNumbers(inner)
-		}
-	case []any:
-		for i, inner := range value {
-			value[i] = plainNumbers(inner)
-		}
-	}
-	return value
-}
+const notJSON = "holds a value that JSON cannot express, such as a channel, a function or NaN"
 
 // encode returns the payload of e, which must have passed check.
 func (e Email) encode() ([]byte, error) {
@@ -192,7 +108,7 @@ func (e Email) encode() ([]byte, error) {
 	payload, err := appendEmail(make([]byte, 0, 512), &e)
 	if err != nil {
 		// The encoder's own text may quote a value.
-		return nil, &ValidationError{Field: "data", Problem: "holds a value that JSON cannot express, such as a channel, a function or NaN"}
+		return nil, &ValidationError{Field: "data", Problem: notJSON}
 	}
 	size := len(payload)
 	for _, a := range e.Attachments {

@@ -20,6 +20,7 @@ const (
 // A shape is what jobs have in common that differ in id, payload, headers and
 // time only.
 type shape struct {
+	typ                jobType
 	queue              string
 	maxRetry           int
 	timeout, retention time.Duration
@@ -75,7 +76,7 @@ func probe(composer *asynq.Client, s shape) (f *frame) {
 			f = nil
 		}
 	}()
-	j := job{plan: plan{queue: s.queue, maxRetry: s.maxRetry, timeout: s.timeout, retention: s.retention}}
+	j := job{typ: s.typ, plan: plan{queue: s.queue, maxRetry: s.maxRetry, timeout: s.timeout, retention: s.retention}}
 	j.id, j.payload, j.headers = probeID, []byte(probePayload), []header{{probeKey, probeValue}}
 	if s.delayed {
 		j.enqueuedAt = time.Now()

@@ -32,6 +32,10 @@ const (
 	HeaderClass = "class"
 	// HeaderTemplate is the name of the template, if the message has one.
 	HeaderTemplate = "template"
+	// HeaderKind is the kind of a notification, also on its deliveries.
+	HeaderKind = "kind"
+	// HeaderChannel is the channel of a delivery.
+	HeaderChannel = "channel"
 )
 
 // Bounds of the additional header fields: their number, and their size together.

@@ -45,8 +45,8 @@ func (r record) duplicate() Receipt {
 
 // recordKey returns the Redis key of an idempotency key. Two scopes never meet: a
 // namespace has no colon, and what follows the service has a fixed form.
-func (p *Producer) recordKey(key string) string {
-	return "postroom:idempotency:{" + p.namespace + ":" + p.service + ":" + TypeEmail + ":" + hashKey(key) + "}"
+func (p *Producer) recordKey(typ jobType, key string) string {
+	return "postroom:idempotency:{" + p.namespace + ":" + p.service + ":" + typ.task() + ":" + hashKey(key) + "}"
 }
 
 // claim writes the record of each job's key, unless there is one. The job of a
@@ -124,20 +124,20 @@ func (p *Producer) readRecords(ctx context.Context, jobs []*job) (gone []*job) {
 	return gone
 }
 
-// resolve settles the jobs whose id was taken. A job without a key has an id of
-// its own: go-redis repeated a script whose answer was lost, and the repetition
-// found the job of the first.
+// resolve settles the jobs whose id was taken. A job without a key or a given id has
+// an id of its own: go-redis repeated a script whose answer was lost, and the
+// repetition found the job of the first.
 func (p *Producer) resolve(ctx context.Context, jobs, taken []*job) {
 	made := make(map[string]*job)
 	for _, j := range jobs {
-		if j.key != "" && j.settled && j.result.Err == nil && !j.result.Receipt.Duplicate {
+		if j.shared() && j.settled && j.result.Err == nil && !j.result.Receipt.Duplicate {
 			made[j.result.Receipt.ID] = j
 		}
 	}
 	lookUp := true
 	for _, j := range taken {
 		switch first, ok := made[j.id]; {
-		case j.key == "":
+		case !j.shared():
 			j.accept(j.receipt())
 		case ok && first.result.Receipt.Queue == j.queue:
 			r := first.result.Receipt

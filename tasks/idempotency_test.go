@@ -80,7 +80,7 @@ func TestProducer_IdempotencyKey_Record(t *testing.T) {
 	t.Parallel()
 	p := setup(t)
 	r := send(t, p, message(), IdempotencyKey("patient@example.com"), Delay(2*time.Hour), Retention(30*time.Hour))
-	key := p.recordKey("patient@example.com")
+	key := p.recordKey(jobEmail, "patient@example.com")
 	if want := fmt.Sprintf("postroom:idempotency:{%s:accounts-service:email:send:%s}", p.namespace, hashKey("patient@example.com")); key != want {
 		t.Errorf("record key = %q, want %q", key, want)
 	}
@@ -109,7 +109,7 @@ func TestProducer_IdempotencyKey_DiedBeforeEnqueue(t *testing.T) {
 	t.Parallel()
 	p := setup(t)
 	dead := record{ID: "01940000-0000-7000-8000-000000000000", Queue: EmailQueue(p.namespace, Critical), EnqueuedAt: time.Now().Add(-time.Minute)}
-	if err := p.rdb.Set(t.Context(), p.recordKey("k"), dead.encode(), time.Hour).Err(); err != nil {
+	if err := p.rdb.Set(t.Context(), p.recordKey(jobEmail, "k"), dead.encode(), time.Hour).Err(); err != nil {
 		t.Fatal(err)
 	}
 	// The id may be in that queue by now, so the job goes there and nowhere else.
@@ -131,7 +131,7 @@ func TestProducer_IdempotencyKey_DiedBeforeConfirm(t *testing.T) {
 	t.Parallel()
 	p := setup(t)
 	first := send(t, p, message(), IdempotencyKey("k"), Delay(time.Hour))
-	key := p.recordKey("k")
+	key := p.recordKey(jobEmail, "k")
 	unconfirmed, err := json.Marshal(newRecord(first, false))
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestProducer_IdempotencyKey_JobInLostQueue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.rdb.Set(t.Context(), p.recordKey("k"), unconfirmed, time.Hour).Err(); err != nil {
+	if err := p.rdb.Set(t.Context(), p.recordKey(jobEmail, "k"), unconfirmed, time.Hour).Err(); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.rdb.SRem(t.Context(), "asynq:queues", first.Queue).Err(); err != nil {
@@ -180,11 +180,11 @@ func TestProducer_IdempotencyKey_JobInLostQueue(t *testing.T) {
 func TestProducer_IdempotencyKey_UnreadableRecord(t *testing.T) {
 	t.Parallel()
 	p := setup(t)
-	if err := p.rdb.Set(t.Context(), p.recordKey("k"), canary, time.Hour).Err(); err != nil {
+	if err := p.rdb.Set(t.Context(), p.recordKey(jobEmail, "k"), canary, time.Hour).Err(); err != nil {
 		t.Fatal(err)
 	}
 	r, err := p.SendEmail(t.Context(), message(), IdempotencyKey("k"))
-	if err == nil || !strings.Contains(err.Error(), p.recordKey("k")) || strings.Contains(err.Error(), canary) {
+	if err == nil || !strings.Contains(err.Error(), p.recordKey(jobEmail, "k")) || strings.Contains(err.Error(), canary) {
 		t.Errorf("SendEmail() = %+v, %v; want an error that names the record", r, err)
 	}
 }

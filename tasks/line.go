@@ -30,7 +30,7 @@ func batchOf(n int, weight func(int) int) (jobs, bytes int) {
 // only makes the batches smaller.
 const flights = 2
 
-// A line is where calls of SendEmail queue up while others are on their way to
+// A line is where the calls of the Send methods queue up while others are on their way to
 // Redis, to share the next script call. A call that finds room goes at once and
 // alone, in its own goroutine and context.
 type line struct {
@@ -68,13 +68,13 @@ func (p *Producer) commit(ctx context.Context, j *job) Result {
 	}
 	if j.fate.CompareAndSwap(fateOpen, fateWithdrawn) {
 		l.leave(t)
-		return Result{Err: fmt.Errorf("enqueue email: %w", ctx.Err())}
+		return Result{Err: fmt.Errorf("enqueue %s: %w", j.typ.noun(), ctx.Err())}
 	}
 	select {
 	case <-t.done:
 		return j.result
 	default: // The batch goes on without us: j is its own from here on.
-		return Result{Err: fmt.Errorf("enqueue email: %w: %w", ErrUnconfirmed, ctx.Err())}
+		return Result{Err: fmt.Errorf("enqueue %s: %w: %w", j.typ.noun(), ErrUnconfirmed, ctx.Err())}
 	}
 }
 

@@ -2,7 +2,9 @@ package tasks
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,9 +25,10 @@ const (
 	manyLinger = time.Millisecond
 )
 
-// An Item is one message of EnqueueMany.
+// An Item is one message of EnqueueMany: Email or Notification, not both.
 type Item struct {
-	Email Email
+	Email        Email
+	Notification *Notification
 	// Options come after those of the call, so they win.
 	Options []Option
 }
@@ -82,7 +85,7 @@ func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts .
 			if len(item.Options) > 0 {
 				all = slices.Concat(opts, item.Options)
 			}
-			j, err := p.compose(ctx, item.Email, all)
+			j, err := p.composeItem(ctx, &item, all)
 			if err != nil {
 				j = &job{settled: true, result: Result{Err: err}}
 			} else {
@@ -104,6 +107,16 @@ func (p *Producer) EnqueueMany(ctx context.Context, items iter.Seq[Item], opts .
 			}
 		}
 	}
+}
+
+func (p *Producer) composeItem(ctx context.Context, item *Item, opts []Option) (*job, error) {
+	if item.Notification == nil {
+		return p.compose(ctx, item.Email, opts)
+	}
+	if !reflect.ValueOf(&item.Email).Elem().IsZero() {
+		return nil, fmt.Errorf("validate notification: %w", &ValidationError{Field: "item", Problem: "has an email and a notification: give one or the other"})
+	}
+	return p.composeNotification(ctx, *item.Notification, opts)
 }
 
 // A belt carries jobs from the goroutine that composes them to the one that ships

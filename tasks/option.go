@@ -1,7 +1,9 @@
 package tasks
 
 import (
+	"fmt"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -32,6 +34,7 @@ type jobOptions struct {
 	deadline  time.Time
 	retention time.Duration
 	key       string
+	id        string
 	problems  problems
 }
 
@@ -122,14 +125,27 @@ func IdempotencyKey(key string) Option {
 	}
 }
 
+// JobID sets the job's id, a UUID in lower case, in place of a new one, for a job that
+// must exist once in its queue. If a job of that id is there, also a finished one within
+// its retention, none is made, and the receipt is that of the one that is there, with
+// Duplicate set. It cannot be combined with IdempotencyKey, which also holds across
+// queues and after the job is gone.
+func JobID(id string) Option {
+	return func(o *jobOptions) {
+		o.problems.uuid("job_id", id)
+		o.id = id
+	}
+}
+
 // Queue puts the job into the named queue, behind the producer's namespace,
 // whatever its class and Priority: email:critical, email:default, email:bulk, or
-// another name that begins with email: and that a worker's QUEUES lists. A job
-// in a queue that nobody consumes would wait for ever.
+// another name that begins with email: and that a worker's QUEUES lists; for
+// notifications the same with notification: in front. A job in a queue that nobody
+// consumes would wait for ever.
 func Queue(name string) Option {
 	return func(o *jobOptions) {
 		if !queueName.MatchString(name) {
-			o.problems.add("queue", "must be email: followed by 1 to 24 lower-case letters, digits, - and _, such as email:bulk")
+			o.problems.add("queue", "must be email: or notification: followed by 1 to 24 lower-case letters, digits, - and _, such as email:bulk")
 		}
 		o.queue = name
 	}
@@ -139,6 +155,13 @@ func Queue(name string) Option {
 // as email:critical, or staging:email:critical in the namespace staging.
 func EmailQueue(namespace string, p PriorityLevel) string {
 	return inNamespace(namespace, "email:"+string(p))
+}
+
+// NotificationQueue returns the name of the queue of notifications with the given
+// priority, such as notification:critical, as EmailQueue does. It also holds the jobs
+// that workers make of notifications.
+func NotificationQueue(namespace string, p PriorityLevel) string {
+	return inNamespace(namespace, "notification:"+string(p))
 }
 
 func inNamespace(namespace, queue string) string {
@@ -151,7 +174,7 @@ func inNamespace(namespace, queue string) string {
 // The braces of a cluster's hash tag, white space and slashes would be accepted
 // by asynq and break it, or its dashboard, later.
 var (
-	queueName     = regexp.MustCompile(`^email:[a-z0-9_-]{1,24}$`)
+	queueName     = regexp.MustCompile(`^(email|notification):[a-z0-9_-]{1,24}$`)
 	namespaceName = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}$`)
 )
 
@@ -182,6 +205,41 @@ type plan struct {
 	timeout    time.Duration
 	retention  time.Duration
 	key        string
+	givenID    string // empty: the job gets a new one
+}
+
+// shared reports whether other calls may enqueue the same job.
+func (p *plan) shared() bool { return p.key != "" || p.givenID != "" }
+
+// giveID sets the id of a job whose fields make it.
+func (p *plan) giveID(id string) (bad problems) {
+	const problem = "is refused for jobs whose id follows from what they are"
+	if p.givenID != "" {
+		bad.add("job_id", problem)
+	}
+	if p.key != "" {
+		bad.add("idempotency_key", problem)
+	}
+	p.givenID = id
+	return bad
+}
+
+// tooLate reports what of n would be dropped unsent for sure.
+func (p *plan) tooLate(n Notification) (bad problems) {
+	if p.expiresAt.IsZero() {
+		return nil
+	}
+	const problem = "ends when the deadline has passed: give a later deadline, or another class"
+	left := Duration(p.expiresAt.Sub(p.processAt))
+	for i, step := range n.Plan {
+		if step.After >= left {
+			bad.add(fmt.Sprintf("plan[%d].after", i), problem)
+		}
+	}
+	if n.Digest != nil && n.Digest.Window >= left {
+		bad.add("digest.window", problem)
+	}
+	return bad
 }
 
 // delayed reports whether the job waits before it may run.
@@ -196,7 +254,7 @@ func (p plan) window() time.Duration {
 	return max(24*time.Hour, p.retention) + from.Sub(p.enqueuedAt)
 }
 
-func makePlan(opts []Option, class Class, namespace string, now time.Time) (plan, []error) {
+func makePlan(opts []Option, typ jobType, class Class, namespace string, now time.Time) (plan, []error) {
 	policy := class.policy()
 	o := jobOptions{priority: policy.Priority, maxRetry: policy.MaxRetry, timeout: DefaultTimeout, retention: DefaultRetention}
 	for _, opt := range opts {
@@ -205,12 +263,19 @@ func makePlan(opts []Option, class Class, namespace string, now time.Time) (plan
 		}
 	}
 	p := plan{
-		enqueuedAt: now, processAt: now, maxRetry: o.maxRetry, key: o.key,
+		enqueuedAt: now, processAt: now, maxRetry: o.maxRetry, key: o.key, givenID: o.id,
 		timeout: wholeSeconds(o.timeout), retention: wholeSeconds(o.retention),
-		queue: EmailQueue(namespace, o.priority),
 	}
 	if o.queue != "" {
 		p.queue = inNamespace(namespace, o.queue)
+		if family, _, _ := strings.Cut(o.queue, ":"); queueName.MatchString(o.queue) && family != typ.family() {
+			o.problems.add("queue", "is one for another type of job: it must begin with %s:", typ.family())
+		}
+	} else {
+		p.queue = inNamespace(namespace, typ.family()+":"+string(o.priority))
+	}
+	if o.id != "" && o.key != "" {
+		o.problems.add("job_id", "cannot be combined with an idempotency key")
 	}
 	if o.at.After(now) {
 		o.problems.duration("at", o.at.Sub(now), 0)

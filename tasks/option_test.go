@@ -57,7 +57,7 @@ func TestMakePlan(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got, bad := makePlan(tt.opts, tt.class, tt.namespace, now)
+			got, bad := makePlan(tt.opts, jobEmail, tt.class, tt.namespace, now)
 			if bad != nil {
 				t.Fatal(errors.Join(bad...))
 			}
@@ -110,7 +110,7 @@ func TestMakePlan_Refuses(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			_, bad := makePlan(tt.opts, "", "staging", now)
+			_, bad := makePlan(tt.opts, jobEmail, "", "staging", now)
 			err := errors.Join(bad...)
 			if got := slices.Compact(fields(err)); !slices.Equal(got, tt.want) {
 				t.Errorf("makePlan() complains about %q, want %q: %v", got, tt.want, err)
@@ -139,7 +139,7 @@ func TestPlan_Window(t *testing.T) {
 		{"delay and deadline", []Option{Delay(5 * h), Deadline(now.Add(6 * h)), Retention(48 * h)}, 54 * h},
 	}
 	for _, tt := range tests {
-		p, bad := makePlan(tt.opts, "", "", now)
+		p, bad := makePlan(tt.opts, jobEmail, "", "", now)
 		if bad != nil {
 			t.Fatal(bad)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -27,7 +28,8 @@ const (
 
 // A Receipt says what Redis accepted.
 type Receipt struct {
-	// ID is the job's id, a UUIDv7. It is also in the Message-ID of the mail.
+	// ID is the job's id, a UUIDv7 unless JobID or the job itself sets another UUID.
+	// For an email it is also in the Message-ID of the mail.
 	ID string `json:"id"`
 	// Queue is the name of the queue, with the namespace.
 	Queue string `json:"queue"`
@@ -37,8 +39,8 @@ type Receipt struct {
 	EnqueuedAt time.Time `json:"enqueued_at"`
 	// ProcessAt is the time from which the job may run.
 	ProcessAt time.Time `json:"process_at"`
-	// Duplicate is true if an earlier call with the same idempotency key made
-	// the job, and this one made none.
+	// Duplicate is true if an earlier call with the same idempotency key or job id
+	// made the job, and this one made none.
 	Duplicate bool `json:"duplicate"`
 }
 
@@ -59,7 +61,8 @@ type Producer struct {
 	announced map[string]time.Time // by queue
 	frames    map[shape]*frame
 
-	line line
+	line  line
+	marks atomic.Uint64 // how often mark was called
 }
 
 // A ProducerOption sets a property of a Producer.
@@ -118,12 +121,40 @@ func NewProducer(rdb redis.UniversalClient, opts ...ProducerOption) (*Producer, 
 // as *ValidationError values, all at once, before Redis is asked. After an error
 // the job was not accepted, unless the error wraps ErrUnconfirmed.
 func (p *Producer) SendEmail(ctx context.Context, email Email, opts ...Option) (Receipt, error) {
-	if err := ctx.Err(); err != nil {
-		return Receipt{}, fmt.Errorf("enqueue email: %w", err)
-	}
 	j, err := p.compose(ctx, email, opts)
+	return p.finish(ctx, j, err)
+}
+
+// SendNotification validates n and enqueues it, as SendEmail does. Its queue is
+// notification: and the priority of its class.
+func (p *Producer) SendNotification(ctx context.Context, n Notification, opts ...Option) (Receipt, error) {
+	j, err := p.composeNotification(ctx, n, opts)
+	return p.finish(ctx, j, err)
+}
+
+// SendDelivery validates d and enqueues it, as SendNotification does; workers call it.
+// The id of the job is d.ID(), so neither JobID nor IdempotencyKey can be given: a
+// delivery that its queue has already is left alone, and the receipt is that of the
+// first call, with Duplicate set.
+func (p *Producer) SendDelivery(ctx context.Context, d Delivery, opts ...Option) (Receipt, error) {
+	j, err := p.composeDelivery(ctx, d, opts)
+	return p.finish(ctx, j, err)
+}
+
+// SendDigestClose validates c and enqueues it, as SendDelivery does; workers call it.
+// The id of the job is c.ID().
+func (p *Producer) SendDigestClose(ctx context.Context, c DigestClose, opts ...Option) (Receipt, error) {
+	j, err := p.composeDigestClose(ctx, c, opts)
+	return p.finish(ctx, j, err)
+}
+
+// finish enqueues j, unless it could not be composed.
+func (p *Producer) finish(ctx context.Context, j *job, err error) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Receipt{}, fmt.Errorf("enqueue %s: %w", j.typ.noun(), err)
 	}
 	r := p.commit(ctx, j)
 	return r.Receipt, r.Err
@@ -131,17 +162,19 @@ func (p *Producer) SendEmail(ctx context.Context, email Email, opts ...Option) (
 
 var traceParent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-func (p *Producer) headers(ctx context.Context, email Email, plan plan) []header {
-	h := append(make([]header, 0, 9),
-		header{HeaderEnqueuedAt, stamp(plan.enqueuedAt)},
-		header{HeaderClass, string(email.Class)})
+// headers returns those that every job has, and own.
+func (p *Producer) headers(ctx context.Context, plan *plan, own []header) []header {
+	const common = 7
+	h := append(make([]header, 0, common+len(own)), header{HeaderEnqueuedAt, stamp(plan.enqueuedAt)})
 	set := func(key, value string) {
 		if value != "" {
 			h = append(h, header{key, value})
 		}
 	}
+	for _, o := range own {
+		set(o.key, o.value)
+	}
 	set(HeaderService, p.service)
-	set(HeaderTemplate, email.Template)
 	if plan.delayed() {
 		set(HeaderProcessAt, stamp(plan.processAt))
 	}

@@ -13,8 +13,8 @@ import (
 )
 
 var (
-	templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
-	localeTag    = regexp.MustCompile(`^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$`)
+	idName    = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+	localeTag = regexp.MustCompile(`^[A-Za-z]{2,8}([_-][A-Za-z0-9]{1,8})*$`)
 	// What stands between two URLs in angle brackets, and a line break in one.
 	angleSeparator = regexp.MustCompile(`> *, *<`)
 	escapedBreak   = regexp.MustCompile(`(?i)%0[ad]`)
@@ -76,23 +76,35 @@ func (e Email) check() error {
 	p.attachments(e.Attachments)
 	p.headers(e.Headers)
 	p.unsubscribe(e)
-	if len(e.Tags) > MaxTags {
-		p.add("tags", "has %d, the limit is %d", len(e.Tags), MaxTags)
+	p.tags(e.Tags)
+	p.class(e.Class)
+	p.version(e.V)
+	return errors.Join(p...)
+}
+
+func (p *problems) tags(tags []string) {
+	if len(tags) > MaxTags {
+		p.add("tags", "has %d, the limit is %d", len(tags), MaxTags)
 	}
-	for i, tag := range e.Tags {
+	for i, tag := range tags {
 		field := fmt.Sprintf("tags[%d]", i)
 		if strings.TrimSpace(tag) == "" {
 			p.add(field, "is empty")
 		}
 		p.headerText(field, tag, 64)
 	}
-	if !e.Class.known() {
+}
+
+func (p *problems) class(c Class) {
+	if !c.known() {
 		p.add("class", "must be %s, %s, %s or %s", ClassOTP, ClassClinical, ClassTransactional, ClassBulk)
 	}
-	if e.V < 0 || e.V > Version {
+}
+
+func (p *problems) version(v int) {
+	if v < 0 || v > Version {
 		p.add("v", "must be left out, or at most %d", Version)
 	}
-	return errors.Join(p...)
 }
 
 func (p *problems) content(e Email) {
@@ -106,18 +118,29 @@ func (p *problems) content(e Email) {
 		if strings.TrimSpace(e.Subject) == "" {
 			p.add("subject", "is required without a template")
 		}
-	} else if !templateName.MatchString(e.Template) {
-		p.add("template", "must be lower-case letters, digits, - and _, at most 64, and begin with a letter or digit")
+	} else {
+		p.id("template", e.Template)
 	}
 	p.headerText("subject", e.Subject, 998)
-	if e.Locale != "" && (len(e.Locale) > 35 || !localeTag.MatchString(e.Locale)) {
-		p.add("locale", "must be a language tag such as en or pt-BR, at most 35 characters")
-	}
+	p.locale(e.Locale)
 	if !utf8.ValidString(e.Body) {
 		p.add("body", "is not valid UTF-8")
 	}
 	if !utf8.ValidString(e.HTML) {
 		p.add("html", "is not valid UTF-8")
+	}
+}
+
+// id checks the name of something that the workers have.
+func (p *problems) id(field, name string) {
+	if !idName.MatchString(name) {
+		p.add(field, "must be lower-case letters, digits, - and _, at most 64, and begin with a letter or digit")
+	}
+}
+
+func (p *problems) locale(tag string) {
+	if tag != "" && (len(tag) > 35 || !localeTag.MatchString(tag)) {
+		p.add("locale", "must be a language tag such as en or pt-BR, at most 35 characters")
 	}
 }
 
@@ -173,8 +196,7 @@ func (p *problems) unsubscribe(e Email) {
 	seen := map[string]bool{}
 	for _, item := range items {
 		u, err := url.Parse(item)
-		// The characters that RFC 3986 leaves out of a URL must be escaped.
-		valid := err == nil && !strings.ContainsFunc(item, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("<>\"\\^`{|}", r) }) &&
+		valid := err == nil && !strings.ContainsFunc(item, isUnescaped) &&
 			!seen[u.Scheme] && len(item) <= 800 &&
 			(u.Scheme == "https" && plausibleHost(u.Hostname()) && u.User == nil ||
 				u.Scheme == "mailto" && addressProblem(u.Opaque) == "" && !escapedBreak.MatchString(item))
@@ -184,6 +206,12 @@ func (p *problems) unsubscribe(e Email) {
 		}
 		seen[u.Scheme] = true
 	}
+}
+
+// isUnescaped reports the characters that RFC 3986 leaves out of a URL: they must be
+// escaped.
+func isUnescaped(r rune) bool {
+	return r <= ' ' || r >= 0x7f || strings.ContainsRune("<>\"\\^`{|}", r)
 }
 
 // maxWord bounds a word of an ASCII header: lines have at most 998 octets (RFC
