@@ -67,13 +67,15 @@ const (
 	ChannelWebhook Channel = "webhook"
 )
 
-// A Condition is what has to hold when the delay of a step is over.
+// A Condition is what has to hold when the delay of a step is over. The empty one is
+// OnlyIfUnread for the channels that reach the user, if the notification is in the app
+// too, and Always for webhook and chat.
 type Condition string
 
 // The conditions.
 const (
-	// Always is the default.
-	Always Condition = ""
+	// Always carries the step out in any case.
+	Always Condition = "always"
 	// OnlyIfUnread skips the step if the user has read the notification in the app.
 	OnlyIfUnread Condition = "unread"
 	// OnlyIfUnsent skips the step if an earlier step has been delivered.
@@ -87,9 +89,9 @@ type Step struct {
 	// After is how long to wait, counted from the time at which the job may run; in
 	// JSON a duration such as "10m". At most 28 days.
 	After Duration `json:"after,omitempty"`
-	// OnlyIf is what has to hold then. It needs an After: at once, nobody has read
-	// anything. OnlyIfUnread also needs a step with in_app before, and OnlyIfUnsent
-	// any step before.
+	// OnlyIf is what has to hold then. OnlyIfUnread and OnlyIfUnsent need an After: at
+	// once, nobody has read anything. OnlyIfUnread also needs a step with in_app before,
+	// and OnlyIfUnsent any step before.
 	OnlyIf Condition `json:"only_if,omitempty"`
 }
 
@@ -373,9 +375,9 @@ func (p *problems) channel(field string, c Channel) {
 
 func (p *problems) condition(field string, c Condition) {
 	switch c {
-	case Always, OnlyIfUnread, OnlyIfUnsent:
+	case "", Always, OnlyIfUnread, OnlyIfUnsent:
 	default:
-		p.add(field, "must be %s or %s, or be left out", OnlyIfUnread, OnlyIfUnsent)
+		p.add(field, "must be %s, %s or %s, or be left out", OnlyIfUnread, OnlyIfUnsent, Always)
 	}
 }
 
@@ -409,7 +411,7 @@ func (p *problems) plan(n Notification) {
 		}
 		p.condition(field("only_if"), step.OnlyIf)
 		switch {
-		case step.OnlyIf == Always:
+		case step.OnlyIf == "" || step.OnlyIf == Always:
 		case step.After == 0:
 			p.add(field("only_if"), "needs an after: at once, nobody has read anything")
 		case step.OnlyIf == OnlyIfUnread && !inApp:
