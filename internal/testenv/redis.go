@@ -289,9 +289,12 @@ func (s *RedisServer) ready() error {
 	cfg := s.Config()
 	cfg.MaxRetries = -1
 	for {
-		client, err := rediskit.Open(ctx, cfg)
+		err := s.ours()
 		if err == nil {
-			return client.Close()
+			var client *rediskit.Client
+			if client, err = rediskit.Open(ctx, cfg); err == nil {
+				return client.Close()
+			}
 		}
 		if reply, ok := errors.AsType[redis.Error](err); ok && !strings.HasPrefix(reply.Error(), "LOADING") {
 			return nil // it answers; the test's own user may be refused on purpose
@@ -304,6 +307,27 @@ func (s *RedisServer) ready() error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// ours fails until the server answers in its own directory: on the port that it was
+// to have, the server of another test binary may have come first.
+func (s *RedisServer) ours() error {
+	if s.sentinel {
+		return nil // has no socket
+	}
+	conn, err := net.DialTimeout("unix", s.Socket(), time.Second)
+	if err != nil {
+		return fmt.Errorf("reach the server's socket: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return fmt.Errorf("ask the server: %w", err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("ask the server: %w", err)
+	}
+	return nil
 }
 
 func (s *RedisServer) stop() {
