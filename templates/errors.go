@@ -8,8 +8,10 @@ import (
 	"strings"
 )
 
-// ErrUnknownTemplate is returned by [Set.Render] and [Set.Check] for a name no
-// template has. It is permanent: trying again cannot help.
+// ErrUnknownTemplate is returned by the methods of [Set] for a name no template
+// has, or only a template of the other kind: [Set.Render] wants the parts of an
+// email, [Set.RenderNotification] those of a notification. It is permanent: trying
+// again cannot help.
 var ErrUnknownTemplate error = unknownTemplateError{}
 
 type unknownTemplateError struct{}

@@ -27,9 +27,9 @@ var linkShape = &shape{props: map[string]*shape{"URL": opaque, "Label": opaque},
 type fieldCheck struct {
 	trees  map[string]*parse.Tree
 	report func(file string, line int, problem string)
-	// public forbids fields marked private, by which a subject or a preview
-	// line would show a diagnosis on a locked screen.
-	public map[string]bool // names of trees
+	// refuse has, by the names of trees, the marks of the fields that these and what
+	// they call may not read: a subject would show a diagnosis on a locked screen.
+	refuse map[string]marks
 	used   map[string]bool // top-level fields that were read
 
 	root  *shape
@@ -131,7 +131,7 @@ func (c *fieldCheck) branch(n *parse.BranchNode, dot *shape) {
 	case parse.NodeWith:
 		inner = value
 	case parse.NodeRange:
-		inner = elemOf(value)
+		inner = c.element(n.Pipe, value)
 		// The variables of range hold key and element, not the list.
 		switch decl := c.vars[mark:]; len(n.Pipe.Decl) {
 		case 1:
@@ -147,7 +147,12 @@ func (c *fieldCheck) branch(n *parse.BranchNode, dot *shape) {
 	c.vars = c.vars[:mark]
 }
 
-func elemOf(s *shape) *shape {
+// element is the value of which only running the template shows which of s it is. It may
+// be any field of an object.
+func (c *fieldCheck) element(n parse.Node, s *shape) *shape {
+	if s.props != nil {
+		c.whole(n, s)
+	}
 	switch {
 	case s == unknown:
 		return unknown
@@ -170,6 +175,9 @@ func (c *fieldCheck) pipe(p *parse.PipeNode, dot *shape) *shape {
 		if p.IsAssign {
 			for i := range slices.Backward(c.vars) {
 				if c.vars[i].name == v.Ident[0] {
+					// From here on it is either, depending on the branch taken.
+					c.whole(p, c.vars[i].s)
+					c.whole(p, value)
 					c.vars[i].s = value
 					break
 				}
@@ -201,23 +209,22 @@ func (c *fieldCheck) command(cmd *parse.CommandNode, dot *shape, piped bool, fin
 
 func (c *fieldCheck) function(cmd *parse.CommandNode, name string, args []*shape, piped bool) *shape {
 	switch name {
+	case "index", "slice":
+		// They take a part of it.
+	case "len", "not":
+		// They tell how many or whether, which is no secret of what is in it.
+	default:
+		for _, a := range args {
+			c.whole(cmd, a)
+		}
+	}
+	switch name {
 	case "mso":
 		c.literalMarkup(cmd, piped)
 	case "link":
 		return linkShape
 	case "index":
-		if len(args) == 0 {
-			return opaque
-		}
-		s := args[0]
-		for _, a := range cmd.Args[min(2, len(cmd.Args)):] {
-			if key, ok := a.(*parse.StringNode); ok && s.props != nil && s.elem == nil {
-				s = c.field(a, s, key.Text)
-				continue
-			}
-			s = elemOf(s)
-		}
-		return s
+		return c.index(cmd, args, piped)
 	case "slice":
 		if len(args) > 0 {
 			return args[0]
@@ -234,6 +241,25 @@ func (c *fieldCheck) function(cmd *parse.CommandNode, name string, args []*shape
 		}
 	}
 	return opaque
+}
+
+// index follows the keys that can be read, and takes any element for those that cannot.
+func (c *fieldCheck) index(cmd *parse.CommandNode, args []*shape, piped bool) *shape {
+	if len(args) == 0 {
+		return opaque
+	}
+	s := args[0]
+	for _, a := range cmd.Args[min(2, len(cmd.Args)):] {
+		if key, ok := a.(*parse.StringNode); ok && s.props != nil && (s.elem == nil || s.props[key.Text] != nil) {
+			s = c.field(a, s, key.Text)
+			continue
+		}
+		s = c.element(a, s)
+	}
+	if piped && len(cmd.Args) > 1 {
+		s = c.element(cmd, s) // the last key comes through the pipe
+	}
+	return s
 }
 
 // literalMarkup holds the one function that returns markup to literals.
@@ -259,6 +285,9 @@ func (c *fieldCheck) arg(n parse.Node, dot *shape) *shape {
 	case *parse.VariableNode:
 		for i := range slices.Backward(c.vars) {
 			if c.vars[i].name == n.Ident[0] {
+				if len(n.Ident) == 1 {
+					c.see(n, c.vars[i].s, n.Ident[0])
+				}
 				return c.fields(n, c.vars[i].s, n.Ident[1:])
 			}
 		}
@@ -299,15 +328,53 @@ func (c *fieldCheck) field(n parse.Node, s *shape, name string) *shape {
 	return f
 }
 
-// see reports a private value used where strangers can read it.
+// see reports a marked value used where its mark forbids it.
 func (c *fieldCheck) see(n parse.Node, s *shape, name string) {
-	if !s.private {
+	if place, refused := c.place(); s.marks&refused != 0 {
+		c.problem(n, "%s field %s in the %s, %s", s.marks, name, place, exposure(refused))
+	}
+}
+
+// whole reports a value whose parts cannot be told apart any more, if one of them may
+// not be seen here. A value that is marked itself was reported where it was read.
+func (c *fieldCheck) whole(n parse.Node, s *shape) {
+	place, refused := c.place()
+	if s.within&refused == 0 || s.marks&refused != 0 {
 		return
 	}
+	field, mark := s.find(refused)
+	c.problem(n, "%s takes a whole object or list and with it the %s field %s into the %s, %s", n, mark, field, place, exposure(refused))
+}
+
+// place says where the output of the tree being walked is shown, and which marks must
+// not be there.
+func (c *fieldCheck) place() (name string, refused marks) {
 	for _, call := range c.calls {
-		if c.public[call.name] {
-			c.problem(n, "private field %s in the %s, which shows on locked screens and in notifications", name, call.name)
-			return
+		if m := c.refuse[call.name]; m != 0 {
+			return call.name, m
 		}
 	}
+	return "", 0
+}
+
+func exposure(refused marks) string {
+	if refused&private != 0 {
+		return "which shows on locked screens and in notifications"
+	}
+	return "which leaves the platform"
+}
+
+// find returns the first field within s that has one of the marks.
+func (s *shape) find(m marks) (string, marks) {
+	for _, name := range s.names {
+		if p := s.props[name]; p.marks&m != 0 {
+			return name, p.marks
+		} else if p.within&m != 0 {
+			return p.find(m)
+		}
+	}
+	if s.elem != nil && s.elem.marks&m == 0 {
+		return s.elem.find(m)
+	}
+	return "of any other name", s.within
 }

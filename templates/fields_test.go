@@ -51,12 +51,12 @@ func TestFieldCheck(t *testing.T) {
 		t.Run(src, func(t *testing.T) {
 			t.Parallel()
 			l := loader{}
-			trees := l.parse("t", src, layoutName)
+			trees := l.parse("t", src, layoutName, (&locale{}).funcs())
 			if trees == nil {
 				t.Fatal(l.problems)
 			}
 			var got []string
-			c := fieldCheck{trees: trees, public: map[string]bool{preheaderName: true}, report: func(_ string, line int, problem string) {
+			c := fieldCheck{trees: trees, refuse: map[string]marks{preheaderName: private}, report: func(_ string, line int, problem string) {
 				got = append(got, fmt.Sprintf("%d %s", line, problem))
 			}}
 			c.checkFields(layoutName, root)

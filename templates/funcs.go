@@ -55,6 +55,8 @@ func (l *locale) funcs() texttemplate.FuncMap {
 			}
 			return "", valueError("is neither a text nor a number of minutes")
 		},
+		"paragraphs": paragraphs,
+
 		"link": newLink,
 		"tel":  telURL,
 		"cid":  cidURL,
@@ -66,6 +68,20 @@ func (l *locale) funcs() texttemplate.FuncMap {
 // comments that stand in a template, which is why this is a function.
 func msoComment(markup string) htmltemplate.HTML {
 	return htmltemplate.HTML("<!--[if mso]>" + markup + "<![endif]-->") //nolint:gosec // a literal of the template, see literalMarkup
+}
+
+// paragraphs splits a plain text at empty lines, and each paragraph into its lines.
+func paragraphs(text string) [][]string {
+	var all [][]string
+	var lines []string
+	for line := range strings.SplitSeq(text+"\n", "\n") {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		} else if lines != nil {
+			all, lines = append(all, lines), nil
+		}
+	}
+	return all
 }
 
 // Link is what {{link .url "label"}} hands to a shared template such as

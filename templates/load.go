@@ -34,18 +34,24 @@ const (
 	preheaderName = "preheader"
 )
 
-// The parts every locale of a template has.
-var partNames = []string{"subject.txt", "body.html", "body.txt"}
+// The files every locale of an email template has.
+const (
+	subjectFile = "subject.txt"
+	htmlFile    = "body.html"
+	textFile    = "body.txt"
+)
 
-// mailTemplate is one template with everything Render needs.
-type mailTemplate struct {
-	name    string
-	schema  *jsonschema.Schema
-	shape   *shape
-	sample  map[string]any
-	locales map[string]*variant
-	match   *matcher
-	pool    sync.Pool // of *workspace
+// template is one template with everything Render needs.
+type template struct {
+	name                string
+	email, notification bool // the parts it has; of an email, of a notification, or both
+	schema              *jsonschema.Schema
+	shape               *shape
+	sample              map[string]any
+	locales             map[string]*variant
+	match               *matcher
+	webhook             *texttemplate.Template // nil without webhook.json
+	pool                sync.Pool              // of *workspace
 }
 
 // variant is a template in one locale: parsed, escaped, ready to execute.
@@ -56,6 +62,7 @@ type variant struct {
 	// inSubject are the fields a subject shows; a line break in one of them is
 	// refused, since it would end the header.
 	inSubject []string
+	note      variantNote
 }
 
 // loader collects the problems of one Load.
@@ -132,11 +139,14 @@ func (l *loader) load() (*Set, error) {
 	l.zones = new(zones)
 	l.loadLocales()
 	l.loadLayout()
-	set := &Set{templates: map[string]*mailTemplate{}}
-	for name, folders := range l.group() {
-		if t := l.loadTemplate(name, folders); t != nil {
+	set := &Set{templates: map[string]*template{}}
+	for name, has := range l.group() {
+		if t := l.loadTemplate(name, has); t != nil {
 			set.templates[name] = t
 		}
+	}
+	if len(l.problems) == 0 {
+		l.checkOwn(set)
 	}
 	if err := newLoadError(l.problems); err != nil {
 		return nil, err
@@ -225,7 +235,7 @@ func (l *loader) inline(name string) string {
 }
 
 func (l *loader) parseLayout(name, src string) map[string]*parse.Tree {
-	trees := l.parse(name, src, layoutName)
+	trees := l.parse(name, src, layoutName, (&locale{}).funcs())
 	if trees != nil && !strings.Contains(src, `template "`+contentName+`"`) {
 		l.report(name, 1, `the layout has no {{template "content" .}}`)
 	}
@@ -234,8 +244,8 @@ func (l *loader) parseLayout(name, src string) map[string]*parse.Tree {
 
 // parse returns the trees of one file: its own under main, and its defines.
 // The trees keep the file's path, which errors of execution then show.
-func (l *loader) parse(name, src, main string) map[string]*parse.Tree {
-	t, err := texttemplate.New(name).Funcs((&locale{}).funcs()).Parse(src)
+func (l *loader) parse(name, src, main string, funcs texttemplate.FuncMap) map[string]*parse.Tree {
+	t, err := texttemplate.New(name).Funcs(funcs).Parse(src)
 	if err != nil {
 		l.reportTemplate(name, err)
 		return nil
@@ -245,7 +255,7 @@ func (l *loader) parse(name, src, main string) map[string]*parse.Tree {
 		switch {
 		case t.Name() == name:
 			trees[main] = t.Tree
-		case t.Name() == layoutName || t.Name() == contentName || t.Name() == subjectName:
+		case slices.Contains([]string{layoutName, contentName, subjectName, main}, t.Name()):
 			l.report(name, 1, "the name %q is taken: define another", t.Name())
 		default:
 			trees[t.Name()] = t.Tree
@@ -256,9 +266,15 @@ func (l *loader) parse(name, src, main string) map[string]*parse.Tree {
 
 var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
+// contents is what the folder of a template holds.
+type contents struct {
+	locales             []string // of its locale folders, each once
+	email, notification bool     // whether there is any part of the kind
+}
+
 // group finds the templates and the locale folders of each.
-func (l *loader) group() map[string][]string {
-	found := map[string][]string{}
+func (l *loader) group() map[string]*contents {
+	found := map[string]*contents{}
 	for name := range l.files {
 		parts := strings.Split(name, "/")
 		switch {
@@ -271,24 +287,50 @@ func (l *loader) group() map[string][]string {
 			l.report(name, 1, "a template's name has lower case letters, digits, - and _, at most 64")
 			continue
 		}
-		folders := found[parts[0]]
-		switch {
-		case len(parts) == 2 && (parts[1] == "schema.json" || parts[1] == "sample.json"):
-		case len(parts) == 3 && slices.Contains(partNames, parts[2]):
-			if !slices.Contains(folders, parts[1]) {
-				folders = append(folders, parts[1])
-			}
-		default:
-			l.report(name, 1, "not a part of a template; it has schema.json, sample.json and per locale %s", strings.Join(partNames, ", "))
+		has := found[parts[0]]
+		if has == nil {
+			has = &contents{}
+			found[parts[0]] = has
 		}
-		found[parts[0]] = folders
+		if len(parts) == 2 && (parts[1] == "schema.json" || parts[1] == "sample.json") {
+			continue
+		}
+		email, notification := kindOf(strings.Join(parts[1:], "/"))
+		if !email && !notification {
+			l.report(name, 1, "not a part of a template; it has schema.json, sample.json and per locale %s for an email, %s for a notification; and webhook.json",
+				strings.Join(emailFiles, ", "), strings.Join(noteFiles(), ", "))
+			continue
+		}
+		has.email, has.notification = has.email || email, has.notification || notification
+		if len(parts) == 3 && !slices.Contains(has.locales, parts[1]) {
+			has.locales = append(has.locales, parts[1])
+		}
 	}
 	return found
 }
 
-func (l *loader) loadTemplate(name string, folders []string) *mailTemplate {
-	slices.Sort(folders)
-	t := &mailTemplate{name: name, locales: map[string]*variant{}}
+var emailFiles = []string{subjectFile, htmlFile, textFile}
+
+func noteFiles() []string {
+	names := make([]string, len(noteParts))
+	for i := range noteParts {
+		names[i] = noteParts[i].file
+	}
+	return names
+}
+
+// kindOf says what a file is a part of, by its path in the folder of a template.
+func kindOf(name string) (email, notification bool) {
+	_, base, inLocale := strings.Cut(name, "/")
+	if !inLocale {
+		return false, name == webhookFile
+	}
+	return slices.Contains(emailFiles, base), slices.Contains(noteFiles(), base)
+}
+
+func (l *loader) loadTemplate(name string, has *contents) *template {
+	slices.Sort(has.locales)
+	t := &template{name: name, email: has.email, notification: has.notification, locales: map[string]*variant{}}
 	t.pool.New = func() any { return &workspace{root: map[string]any{}} }
 	schemaFile, sampleFile := name+"/schema.json", name+"/sample.json"
 	if l.has(schemaFile) {
@@ -301,12 +343,13 @@ func (l *loader) loadTemplate(name string, folders []string) *mailTemplate {
 	if l.has(sampleFile) {
 		l.loadSample(t, sampleFile)
 	}
+	l.loadWebhook(t)
 
 	var tags []language.Tag
-	for _, folder := range folders {
+	for _, folder := range has.locales {
 		tag, ok := canonicalTag(folder)
 		if !ok {
-			l.report(name+"/"+folder+"/"+partNames[0], 1, "%q is not a BCP 47 tag in canonical form, such as pt-BR", folder)
+			l.report(t.firstFile(folder), 1, "%q is not a BCP 47 tag in canonical form, such as pt-BR", folder)
 			continue
 		}
 		if folder == defaultLocale {
@@ -314,11 +357,9 @@ func (l *loader) loadTemplate(name string, folders []string) *mailTemplate {
 		} else {
 			tags = append(tags, tag)
 		}
-		if v := l.loadVariant(t, tag); v != nil {
-			t.locales[folder] = v
-		}
+		t.locales[folder] = l.loadVariant(t, tag)
 	}
-	if !slices.Contains(folders, defaultLocale) {
+	if !slices.Contains(has.locales, defaultLocale) {
 		l.problems = append(l.problems, Problem{
 			File: l.missing(name + "/" + defaultLocale), Line: 1,
 			Text: "the default locale is missing, which every other falls back to",
@@ -329,7 +370,15 @@ func (l *loader) loadTemplate(name string, folders []string) *mailTemplate {
 	return t
 }
 
-func (l *loader) loadSample(t *mailTemplate, name string) {
+// firstFile is the file that problems of a whole locale folder are reported at.
+func (t *template) firstFile(locale string) string {
+	if t.email {
+		return t.name + "/" + locale + "/" + subjectFile
+	}
+	return t.name + "/" + locale + "/" + noteParts[0].file
+}
+
+func (l *loader) loadSample(t *template, name string) {
 	src := []byte(l.files[name].data)
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(src))
 	if err != nil {
@@ -358,85 +407,104 @@ func (l *loader) loadSample(t *mailTemplate, name string) {
 	t.sample = sample
 }
 
-// loadVariant builds one locale of a template, or reports why not.
-func (l *loader) loadVariant(t *mailTemplate, tag language.Tag) *variant {
-	lang := tag.String()
-	before := len(l.problems)
-	subjectFile, htmlFile, textFile := t.name+"/"+lang+"/subject.txt", t.name+"/"+lang+"/body.html", t.name+"/"+lang+"/body.txt"
+// loadVariant builds one locale of a template, and reports what is wrong with it.
+func (l *loader) loadVariant(t *template, tag language.Tag) *variant {
+	v := &variant{lang: tag.String()}
 	loc := l.localeFor(tag)
 	if loc == nil {
-		l.report(subjectFile, 1, "no locale data: add %s/%s.json", localesDir, lang)
+		l.report(t.firstFile(v.lang), 1, "no locale data: add %s/%s.json", localesDir, v.lang)
 	}
+	if t.email {
+		l.loadEmail(t, v, loc)
+	}
+	if t.notification {
+		l.loadNote(t, v, loc)
+	}
+	return v
+}
+
+// loadEmail builds the email of one locale, or reports why not.
+func (l *loader) loadEmail(t *template, v *variant, loc *locale) {
+	before := len(l.problems)
+	folder := t.name + "/" + v.lang + "/"
+	source := func(name string) string { return strings.TrimRight(l.files[folder+name].data, "\n") }
+	funcs := (&locale{}).funcs()
 	var subject, html, text map[string]*parse.Tree
-	if l.has(subjectFile) {
-		subject = l.parse(subjectFile, strings.TrimRight(l.files[subjectFile].data, "\n"), subjectName)
+	if l.has(folder + subjectFile) {
+		subject = l.parse(folder+subjectFile, source(subjectFile), subjectName, funcs)
 	}
-	if l.has(htmlFile) {
-		html = l.parse(htmlFile, strings.TrimRight(l.inline(htmlFile), "\n"), contentName)
+	if l.has(folder + htmlFile) {
+		html = l.parse(folder+htmlFile, strings.TrimRight(l.inline(folder+htmlFile), "\n"), contentName, funcs)
 		if html != nil && html[preheaderName] == nil {
-			l.report(htmlFile, 1, `{{define "preheader"}} is missing: the line an inbox shows beside the subject`)
+			l.report(folder+htmlFile, 1, `{{define "preheader"}} is missing: the line an inbox shows beside the subject`)
 			html[preheaderName] = &parse.Tree{} // said once is enough
 		}
 	}
-	if l.has(textFile) {
-		text = l.parse(textFile, strings.TrimRight(l.files[textFile].data, "\n"), contentName)
+	if l.has(folder + textFile) {
+		text = l.parse(folder+textFile, source(textFile), contentName, funcs)
 	}
 	if l.layout.html == nil || l.layout.text == nil || t.shape == nil {
-		return nil
+		return
 	}
 
 	// Fields are checked in the parts that could be parsed, whatever became of
 	// the others.
-	public := map[string]bool{subjectName: true, preheaderName: true}
-	check := func(main string, sets ...map[string]*parse.Tree) (map[string]*parse.Tree, []string) {
+	refuse := map[string]marks{subjectName: private, preheaderName: private}
+	join := func(sets ...map[string]*parse.Tree) map[string]*parse.Tree {
 		trees := map[string]*parse.Tree{}
 		for _, s := range sets {
 			maps.Copy(trees, s)
 		}
-		c := fieldCheck{trees: trees, public: public, report: func(file string, line int, problem string) {
-			l.report(file, line, "%s", problem)
-		}}
-		c.checkFields(main, t.shape)
-		return trees, slices.Sorted(maps.Keys(c.used))
+		return trees
 	}
-	var inSubject []string
 	if subject != nil {
-		subject, inSubject = check(subjectName, subject)
+		v.inSubject = l.checkFields(t, subjectName, subject, refuse)
 		if html != nil {
-			html, _ = check(layoutName, l.layout.html, html, subject)
+			html = join(l.layout.html, html, subject)
+			l.checkFields(t, layoutName, html, refuse)
 		}
 	}
 	if text != nil {
-		text, _ = check(layoutName, l.layout.text, text)
+		text = join(l.layout.text, text)
+		l.checkFields(t, layoutName, text, refuse)
 	}
 	if len(l.problems) > before || loc == nil {
-		return nil
+		return
 	}
 
-	v := &variant{lang: lang, inSubject: inSubject}
 	var err error
-	if v.subject, err = textSet(loc, subject, subjectName); err != nil {
-		l.reportTemplate(subjectFile, err)
+	if v.subject, err = textSet(loc, loc.funcs(), subject, subjectName); err != nil {
+		l.reportTemplate(folder+subjectFile, err)
 	}
-	if v.text, err = textSet(loc, text, layoutName); err != nil {
-		l.reportTemplate(textFile, err)
+	if v.text, err = textSet(loc, loc.funcs(), text, layoutName); err != nil {
+		l.reportTemplate(folder+textFile, err)
 	}
 	if v.html, err = htmlSet(loc, html); err != nil {
-		l.reportTemplate(htmlFile, err)
+		l.reportTemplate(folder+htmlFile, err)
 	}
-	if len(l.problems) > before || t.sample == nil {
-		return nil
+	if len(l.problems) == before && t.sample != nil {
+		l.trySamples(t, func(try trial) { try.email(folder, v) })
 	}
-	l.trySamples(t, v)
-	return v
 }
 
-func textSet(loc *locale, trees map[string]*parse.Tree, main string) (*texttemplate.Template, error) {
-	t := texttemplate.New("").Funcs(loc.funcs()).Option("missingkey=error")
+// checkFields walks the trees from main and returns the top-level fields they read.
+func (l *loader) checkFields(t *template, main string, trees map[string]*parse.Tree, refuse map[string]marks) []string {
+	c := fieldCheck{trees: trees, refuse: refuse, report: func(file string, line int, problem string) {
+		l.report(file, line, "%s", problem)
+	}}
+	c.checkFields(main, t.shape)
+	return slices.Sorted(maps.Keys(c.used))
+}
+
+// textSet makes trees executable. A nil loc is for trees without functions of a locale.
+func textSet(loc *locale, funcs texttemplate.FuncMap, trees map[string]*parse.Tree, main string) (*texttemplate.Template, error) {
+	t := texttemplate.New("").Funcs(funcs).Option("missingkey=error")
 	f := folder{loc: loc}
 	for name, tree := range trees {
 		tree = tree.Copy() // the layout's is shared by every locale
-		f.list(tree.Root)
+		if loc != nil {
+			f.list(tree.Root)
+		}
 		if _, err := t.AddParseTree(name, tree); err != nil {
 			return nil, err
 		}
@@ -464,67 +532,79 @@ func htmlSet(loc *locale, trees map[string]*parse.Tree) (*htmltemplate.Template,
 	return main, nil
 }
 
+// trial is a sample that is being rendered.
+type trial struct {
+	l     *loader
+	which string // of the samples
+	root  map[string]any
+}
+
 // trySamples renders the sample as it is and without its optional fields, and
 // looks for what must never reach a patient.
-func (l *loader) trySamples(t *mailTemplate, v *variant) {
-	folder := t.name + "/" + v.lang + "/"
+func (l *loader) trySamples(t *template, render func(trial)) {
 	samples := []map[string]any{t.sample}
 	if least := t.required(); len(least) < len(t.sample) && t.schema.Validate(least) == nil {
 		samples = append(samples, least)
 	}
 	before := len(l.problems)
 	for i, sample := range samples {
-		which := "the sample"
+		try := trial{l: l, which: "the sample", root: map[string]any{}}
 		if i > 0 {
 			if len(l.problems) > before {
 				return // the same again would help nobody
 			}
-			which = "the sample without its optional fields"
+			try.which = "the sample without its optional fields"
 		}
-		root := map[string]any{}
-		t.shape.fill(root, sample)
+		t.shape.fill(try.root, sample)
+		render(try)
+	}
+}
 
-		run := func(name, part string, trees map[string]*parse.Tree) string {
-			w := newTracer(trees)
-			var exec interface {
-				ExecuteTemplate(w io.Writer, name string, data any) error
-			} = v.text
-			switch part {
-			case "subject.txt":
-				exec = v.subject
-			case "body.html":
-				exec = v.html
-			}
-			if err := exec.ExecuteTemplate(w, name, root); err != nil {
-				l.reportTemplate(folder+part, err)
-				return "-" // whatever else is wrong, it is not empty
-			}
-			for _, f := range w.faults {
-				l.report(f.file, f.line, "%s renders %s: %s", which, f.mark, f.why)
-			}
-			return w.String()
-		}
+func (try trial) report(file, format string, args ...any) {
+	try.l.report(file, 1, "%s %s", try.which, fmt.Sprintf(format, args...))
+}
 
-		line := run(subjectName, "subject.txt", textTrees(v.subject))
-		switch line = strings.TrimSpace(line); {
-		case line == "":
-			l.report(folder+"subject.txt", 1, "%s renders an empty subject", which)
-		case strings.ContainsAny(line, "\r\n"):
-			l.report(folder+"subject.txt", 1, "%s renders a subject with a line break", which)
-		}
-		for part, trees := range map[string]map[string]*parse.Tree{"body.html": escapedTrees(v.html), "body.txt": textTrees(v.text)} {
-			if strings.TrimSpace(run(contentName, part, trees)) == "" {
-				l.report(folder+part, 1, "%s renders an empty part", which)
-			}
-			if whole := run(layoutName, part, trees); part == "body.html" && len(whole) > maxSampleHTML {
-				l.report(folder+part, 1, "%s renders to %d bytes; mail programs cut off HTML beyond %d", which, len(whole), maxSampleHTML)
-			}
-		}
+// run executes one tree of a file.
+func (try trial) run(file, name string, exec interface {
+	ExecuteTemplate(w io.Writer, name string, data any) error
+}, trees map[string]*parse.Tree,
+) string {
+	w := newTracer(trees)
+	if err := exec.ExecuteTemplate(w, name, try.root); err != nil {
+		try.l.reportTemplate(file, err)
+		return "-" // whatever else is wrong, it is not empty
+	}
+	for _, f := range w.faults {
+		try.l.report(f.file, f.line, "%s renders %s: %s", try.which, f.mark, f.why)
+	}
+	return w.String()
+}
+
+// email renders a sample's email in one locale.
+func (try trial) email(folder string, v *variant) {
+	line := strings.TrimSpace(try.run(folder+subjectFile, subjectName, v.subject, textTrees(v.subject)))
+	switch {
+	case line == "":
+		try.report(folder+subjectFile, "renders an empty subject")
+	case strings.ContainsAny(line, "\r\n"):
+		try.report(folder+subjectFile, "renders a subject with a line break")
+	}
+	trees := textTrees(v.text)
+	if strings.TrimSpace(try.run(folder+textFile, contentName, v.text, trees)) == "" {
+		try.report(folder+textFile, "renders an empty part")
+	}
+	try.run(folder+textFile, layoutName, v.text, trees)
+	trees = escapedTrees(v.html)
+	if strings.TrimSpace(try.run(folder+htmlFile, contentName, v.html, trees)) == "" {
+		try.report(folder+htmlFile, "renders an empty part")
+	}
+	if whole := try.run(folder+htmlFile, layoutName, v.html, trees); len(whole) > maxSampleHTML {
+		try.report(folder+htmlFile, "renders to %d bytes; mail programs cut off HTML beyond %d", len(whole), maxSampleHTML)
 	}
 }
 
 // required returns the sample without what the schema does not demand.
-func (t *mailTemplate) required() map[string]any {
+func (t *template) required() map[string]any {
 	least := map[string]any{}
 	for _, name := range t.schema.Required {
 		if v, ok := t.sample[name]; ok {
@@ -534,8 +614,8 @@ func (t *mailTemplate) required() map[string]any {
 	return least
 }
 
-// marks are what the template packages print instead of failing.
-var marks = map[string]string{
+// symptoms are what the template packages print instead of failing.
+var symptoms = map[string]string{
 	"ZgotmplZ":   "html/template refuses the value in this place (an address that is not http or https, or data in CSS or JavaScript)",
 	"<no value>": "an action has no value",
 }
@@ -584,7 +664,7 @@ func (t *tracer) Write(p []byte) (int, error) {
 		if at, ok := t.texts[&p[0]]; ok {
 			t.last = at
 		} else {
-			for mark, why := range marks {
+			for mark, why := range symptoms {
 				if bytes.Contains(p, []byte(mark)) {
 					t.faults = append(t.faults, fault{t.last, mark, why})
 				}
@@ -595,18 +675,25 @@ func (t *tracer) Write(p []byte) (int, error) {
 }
 
 func eachText(n parse.Node, f func(*parse.TextNode)) {
+	eachNode(n, func(n parse.Node) {
+		if text, ok := n.(*parse.TextNode); ok {
+			f(text)
+		}
+	})
+}
+
+// eachNode calls f for the nodes of a tree that print, at any depth of lists and branches.
+func eachNode(n parse.Node, f func(parse.Node)) {
 	branch := func(b *parse.BranchNode) {
-		eachText(b.List, f)
+		eachNode(b.List, f)
 		if b.ElseList != nil {
-			eachText(b.ElseList, f)
+			eachNode(b.ElseList, f)
 		}
 	}
 	switch n := n.(type) {
-	case *parse.TextNode:
-		f(n)
 	case *parse.ListNode:
 		for _, c := range n.Nodes {
-			eachText(c, f)
+			eachNode(c, f)
 		}
 	case *parse.IfNode:
 		branch(&n.BranchNode)
@@ -614,6 +701,8 @@ func eachText(n parse.Node, f func(*parse.TextNode)) {
 		branch(&n.BranchNode)
 	case *parse.RangeNode:
 		branch(&n.BranchNode)
+	default:
+		f(n)
 	}
 }
 

@@ -228,6 +228,9 @@ func TestLoad_Directory(t *testing.T) {
 	}
 	want := map[string][]string{
 		"appointment-reminder": {"de", "en", "es"},
+		"generic":              {"de", "en", "es"},
+		"lab-result-ready":     {"de", "en", "es"},
+		"notification":         {"de", "en", "es"},
 		"one-time-code":        {"de", "en", "es"},
 		"password-reset":       {"en"},
 		"survey":               {"en"},

@@ -40,35 +40,39 @@ type executor interface {
 	Execute(w io.Writer, data any) error
 }
 
+// workspace takes one from the pool and fills in the data, which must be validated.
+func (t *template) workspace(data map[string]any) *workspace {
+	w := t.pool.Get().(*workspace) // the only type in the pool
+	t.shape.fill(w.root, data)
+	return w
+}
+
+func (t *template) release(w *workspace) {
+	if w.buf.Cap() > maxPooled {
+		return
+	}
+	clear(w.root) // what a pool keeps would keep the job's data alive
+	w.buf.Reset()
+	t.pool.Put(w)
+}
+
 // render executes a checked template with validated data.
-func (v *variant) render(t *mailTemplate, data map[string]any) (Message, error) {
+func (v *variant) render(t *template, data map[string]any) (Message, error) {
 	for _, field := range v.inSubject {
 		if hasLineBreak(data[field]) {
 			return Message{}, &DataError{t.name, field, "must be one line, because the subject shows it"}
 		}
 	}
-	w := t.pool.Get().(*workspace) // the only type in the pool
-	defer func() {
-		if w.buf.Cap() > maxPooled {
-			return
-		}
-		clear(w.root) // what a pool keeps would keep the job's data alive
-		w.buf.Reset()
-		t.pool.Put(w)
-	}()
-	t.shape.fill(w.root, data)
+	w := t.workspace(data)
+	defer t.release(w)
 
 	m := Message{Locale: v.lang}
 	subject, err := w.run(v.subject)
 	if err != nil {
 		return Message{}, renderError(t.name, err)
 	}
-	m.Subject = strings.Join(strings.Fields(string(subject)), " ")
-	switch {
-	case m.Subject == "":
-		return Message{}, &DataError{t.name, "", "the subject is empty with this data"}
-	case bytes.ContainsAny(bytes.TrimSpace(subject), "\r\n"):
-		return Message{}, &DataError{t.name, "", "the subject has a line break with this data"}
+	if m.Subject, err = oneLine(t.name, subjectName, subject); err != nil {
+		return Message{}, err
 	}
 
 	text, err := w.run(v.text)
@@ -86,6 +90,18 @@ func (v *variant) render(t *mailTemplate, data map[string]any) (Message, error) 
 	}
 	m.HTML = string(html)
 	return m, nil
+}
+
+// oneLine returns what a part rendered that has to be one line.
+func oneLine(template, part string, out []byte) (string, error) {
+	line := strings.Join(strings.Fields(string(out)), " ")
+	switch {
+	case line == "":
+		return "", &DataError{template, "", "the " + part + " is empty with this data"}
+	case bytes.ContainsAny(bytes.TrimSpace(out), "\r\n"):
+		return "", &DataError{template, "", "the " + part + " has a line break with this data"}
+	}
+	return line, nil
 }
 
 // run returns bytes that are valid until the next run.

@@ -33,6 +33,12 @@ func builtinSet(t testing.TB) *Set {
 	return set
 }
 
+// emails are the built-in templates with the parts of an email.
+func emails(t testing.TB) []Info {
+	t.Helper()
+	return slices.DeleteFunc(builtinSet(t).List(), func(info Info) bool { return !info.Email })
+}
+
 func render(t testing.TB, name, locale string, data map[string]any) Message {
 	t.Helper()
 	m, err := builtinSet(t).Render(name, locale, data)
@@ -97,35 +103,41 @@ func links(t testing.TB, source string) []string {
 
 func TestSet_Render_Golden(t *testing.T) {
 	t.Parallel()
-	for _, info := range builtinSet(t).List() {
+	for _, info := range emails(t) {
 		for _, locale := range info.Locales {
 			m := render(t, info.Name, locale, info.Sample)
 			for part, got := range map[string]string{"subject.txt": m.Subject + "\n", "body.txt": m.Text, "body.html": m.HTML} {
-				golden := filepath.Join("testdata", "golden", info.Name, locale, part)
-				if *update {
-					if err := os.MkdirAll(filepath.Dir(golden), 0o755); err != nil {
-						t.Fatal(err)
-					}
-					if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want, err := os.ReadFile(golden)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got != string(want) {
-					t.Errorf("%s differs from what is rendered; look at it and run the test with -update:\n%s", golden, got)
-				}
+				golden(t, filepath.Join(info.Name, locale, part), got)
 			}
 		}
+	}
+}
+
+// golden compares with a file below testdata/golden, which -update writes.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", "golden", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs from what is rendered; look at it and run the test with -update:\n%s", file, got)
 	}
 }
 
 // TestSet_Render_Accessible holds what every mail owes its readers.
 func TestSet_Render_Accessible(t *testing.T) {
 	t.Parallel()
-	for _, info := range builtinSet(t).List() {
+	for _, info := range emails(t) {
 		for _, locale := range info.Locales {
 			m := render(t, info.Name, locale, info.Sample)
 			doc, err := html.Parse(strings.NewReader(m.HTML))

@@ -20,12 +20,29 @@ const draft = "https://json-schema.org/draft/2020-12/schema"
 // shape is what a schema says about the structure of a value: which fields a
 // template may use, and what an absent optional one is taken for.
 type shape struct {
-	types   []string // JSON types, empty if the schema does not say
-	props   map[string]*shape
-	names   []string // of props, sorted
-	elem    *shape   // of an array's items, or of an object's additionalProperties
-	private bool     // "private": true, see fields.go
-	absent  any      // stands in for an absent optional field
+	types  []string // JSON types, empty if the schema does not say
+	props  map[string]*shape
+	names  []string // of props, sorted
+	elem   *shape   // of an array's items, or of an object's additionalProperties
+	marks  marks    // of the value as a whole
+	within marks    // of the value and everything in it
+	absent any      // stands in for an absent optional field
+}
+
+// marks say where a value may not be shown, see [fieldCheck].
+type marks uint8
+
+// The marks of a schema. What is phi is private as well.
+const (
+	private marks = 1 << iota // "private": true
+	phi                       // "phi": true, protected health information
+)
+
+func (m marks) String() string {
+	if m&phi != 0 {
+		return "phi"
+	}
+	return "private"
 }
 
 func (s *shape) is(typ string) bool { return slices.Contains(s.types, typ) }
@@ -83,7 +100,7 @@ func compileSchema(name string, src []byte, z *zones) (*jsonschema.Schema, *shap
 	if b.problem != nil {
 		return nil, nil, 1, b.problem
 	}
-	s.finish()
+	s.finish(0)
 	return compiled, s, 0, nil
 }
 
@@ -136,8 +153,16 @@ func (b *shapeBuilder) add(s *shape, node any, depth int) {
 			}
 		}
 	}
-	if obj["private"] == true {
-		s.private = true
+	if b.mark(obj, "private") {
+		s.marks |= private
+	}
+	if b.mark(obj, "phi") {
+		s.marks |= phi | private
+	}
+	for _, key := range unfollowed {
+		if b.marked(obj[key]) {
+			b.problem = fmt.Errorf("a field within %s cannot be marked private or phi: declare it in properties, items or additionalProperties", key)
+		}
 	}
 	if v, ok := obj["default"]; ok {
 		s.absent = v
@@ -173,6 +198,41 @@ func (b *shapeBuilder) add(s *shape, node any, depth int) {
 	}
 }
 
+// unfollowed are the keywords with schemas that add does not merge. The values that only
+// they describe are out of the reach of templates.
+var unfollowed = []string{
+	"patternProperties", "propertyNames", "unevaluatedProperties", "dependentSchemas",
+	"prefixItems", "contains", "unevaluatedItems", "not",
+}
+
+// mark reads a mark. One that is misspelt would protect nothing.
+func (b *shapeBuilder) mark(obj map[string]any, key string) bool {
+	v, there := obj[key]
+	on, ok := v.(bool)
+	if there && !ok {
+		b.problem = fmt.Errorf("%s must be true or false", key)
+	}
+	return on
+}
+
+// marked says whether there is a mark anywhere in a part of the schema.
+func (b *shapeBuilder) marked(node any) bool {
+	switch node := node.(type) {
+	case map[string]any:
+		if node["private"] == true || node["phi"] == true {
+			return true
+		}
+		for _, sub := range node {
+			if b.marked(sub) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(node, b.marked)
+	}
+	return false
+}
+
 // resolve follows a reference within the schema ("#/$defs/address").
 func (b *shapeBuilder) resolve(ref string) any {
 	var node any = b.root
@@ -193,15 +253,23 @@ func (b *shapeBuilder) resolve(ref string) any {
 	return node
 }
 
-// finish completes s once all of the schema is merged.
-func (s *shape) finish() {
+// finish completes s once all of the schema is merged. What is in a marked value is
+// marked; and a list of marked values is, since its length tells of them.
+func (s *shape) finish(outer marks) {
+	s.marks |= outer
+	if s.elem != nil {
+		s.elem.finish(s.marks)
+		s.within |= s.elem.within
+		if s.props == nil {
+			s.marks |= s.elem.marks
+		}
+	}
 	s.names = slices.Sorted(maps.Keys(s.props))
 	for _, p := range s.props {
-		p.finish()
+		p.finish(s.marks)
+		s.within |= p.within
 	}
-	if s.elem != nil {
-		s.elem.finish()
-	}
+	s.within |= s.marks
 	if s.absent != nil {
 		s.absent = s.prepare(s.absent)
 		return

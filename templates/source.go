@@ -50,23 +50,36 @@ func readSources(dir string) (tree, error) {
 	// Remove what the directory replaces as a whole before adding.
 	replaced := map[string]bool{}
 	for name := range own {
-		parts := strings.Split(name, "/")
-		switch {
-		case parts[0] == layoutDir || parts[0] == localesDir:
-		case len(parts) == 2 && parts[1] == "schema.json":
-			replaced[parts[0]] = true // its own contract: nothing of the old one fits
-		case len(parts) > 2:
-			replaced[parts[0]+"/"+parts[1]] = true
+		folder, rest, _ := strings.Cut(name, "/")
+		if folder == layoutDir || folder == localesDir {
+			continue
 		}
+		if rest == "schema.json" {
+			replaced[folder] = true // its own contract: nothing of the old one fits
+		}
+		replaced[partsOf(folder, rest)] = true
 	}
 	for name := range files {
-		parts := strings.Split(name, "/")
-		if replaced[parts[0]] || len(parts) > 2 && replaced[parts[0]+"/"+parts[1]] {
+		folder, rest, _ := strings.Cut(name, "/")
+		if replaced[folder] || replaced[partsOf(folder, rest)] {
 			delete(files, name)
 		}
 	}
 	maps.Copy(files, own)
 	return files, nil
+}
+
+// partsOf names the files that replace each other as a whole: the email of a locale, or
+// its notification. Any other file replaces the one of its own name.
+func partsOf(folder, rest string) string {
+	locale, _, inLocale := strings.Cut(rest, "/")
+	switch email, notification := kindOf(rest); {
+	case inLocale && email:
+		return folder + "/" + locale + " email"
+	case inLocale && notification:
+		return folder + "/" + locale + " notification"
+	}
+	return folder + "/" + rest
 }
 
 // readTree reads every file below fsys. It follows symbolic links, because

@@ -1,6 +1,8 @@
 package templates
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 )
@@ -13,17 +15,43 @@ type Message struct {
 	Locale  string // the locale the template was found in, a BCP 47 tag such as "de"
 }
 
+// Notification is one rendered notification.
+type Notification struct {
+	Title string // one line of at most 200 bytes, for the app
+	Body  string // at most 4 KiB, for the app; lines end in \n, the last one without
+	// Push, Chat and SMS are the template's own texts for outside the app. The zero Text
+	// says that it has none in this locale: show those of [Generic]. Only Push has a
+	// Title.
+	Push, Chat, SMS Text
+	// Webhook is one JSON object of at most 16 KiB without insignificant space, the same
+	// in every locale; nil if the template has none.
+	Webhook json.RawMessage
+	Locale  string // the locale the template was found in, a BCP 47 tag such as "de"
+}
+
+// Text is what a channel outside the app shows. No field is in it that the schema marks
+// private or phi.
+type Text struct {
+	Title string // one line of at most 200 bytes
+	Body  string // at most 4 KiB, of an SMS 1,600 bytes
+}
+
+// IsZero says that there is no text.
+func (t Text) IsZero() bool { return t == Text{} }
+
 // Info describes one template of a Set.
 type Info struct {
-	Name    string         // the name a job gives, such as "welcome"
-	Locales []string       // the locales it is written in, sorted
-	Sample  map[string]any // its sample data, a copy that belongs to the caller
+	Name         string         // the name a job gives, such as "welcome"
+	Email        bool           // Render and Check know it
+	Notification bool           // RenderNotification and CheckNotification know it
+	Locales      []string       // the locales it is written in, sorted
+	Sample       map[string]any // its sample data, a copy that belongs to the caller
 }
 
 // Set holds every template, parsed, escaped and checked. It never changes
 // after Load and may be used by any number of goroutines.
 type Set struct {
-	templates map[string]*mailTemplate
+	templates map[string]*template
 }
 
 // Load reads the built-in templates, lays dir over them if it is not empty,
@@ -46,9 +74,9 @@ func Load(dir string) (*Set, error) {
 //
 // The error is [ErrUnknownTemplate] or a *[DataError]; both are permanent.
 func (s *Set) Render(name, locale string, data map[string]any) (Message, error) {
-	t, ok := s.templates[name]
-	if !ok {
-		return Message{}, unknownTemplate(name)
+	t, err := s.email(name)
+	if err != nil {
+		return Message{}, err
 	}
 	if err := t.check(data); err != nil {
 		return Message{}, err
@@ -59,11 +87,57 @@ func (s *Set) Render(name, locale string, data map[string]any) (Message, error) 
 // Check says whether data satisfies the template's schema, as Render would
 // before rendering, with the same errors.
 func (s *Set) Check(name string, data map[string]any) error {
-	t, ok := s.templates[name]
-	if !ok {
-		return unknownTemplate(name)
+	t, err := s.email(name)
+	if err != nil {
+		return err
 	}
 	return t.check(data)
+}
+
+// RenderNotification makes the notification of a template, as [Set.Render] makes the
+// email: in the same locale, of the same data, with the same errors. A title that is too
+// long is cut; a body that is, is a *[DataError].
+func (s *Set) RenderNotification(name, locale string, data map[string]any) (Notification, error) {
+	t, err := s.notification(name)
+	if err != nil {
+		return Notification{}, err
+	}
+	if err := t.check(data); err != nil {
+		return Notification{}, err
+	}
+	return t.locales[t.match.match(locale)].renderNote(t, data)
+}
+
+// CheckNotification says whether data satisfies the template's schema, as
+// RenderNotification would before rendering, with the same errors.
+func (s *Set) CheckNotification(name string, data map[string]any) error {
+	t, err := s.notification(name)
+	if err != nil {
+		return err
+	}
+	return t.check(data)
+}
+
+func (s *Set) email(name string) (*template, error) {
+	t, ok := s.templates[name]
+	switch {
+	case !ok:
+		return nil, unknownTemplate(name)
+	case !t.email:
+		return nil, fmt.Errorf("find email template %s: it is a notification template: %w", name, ErrUnknownTemplate)
+	}
+	return t, nil
+}
+
+func (s *Set) notification(name string) (*template, error) {
+	t, ok := s.templates[name]
+	switch {
+	case !ok:
+		return nil, unknownTemplate(name)
+	case !t.notification:
+		return nil, fmt.Errorf("find notification template %s: it is an email template: %w", name, ErrUnknownTemplate)
+	}
+	return t, nil
 }
 
 // List describes the templates, sorted by name.
@@ -72,9 +146,11 @@ func (s *Set) List() []Info {
 	for _, name := range slices.Sorted(maps.Keys(s.templates)) {
 		t := s.templates[name]
 		list = append(list, Info{
-			Name:    name,
-			Locales: slices.Sorted(maps.Keys(t.locales)),
-			Sample:  copyJSON(t.sample).(map[string]any), // a copy of what it was given
+			Name:         name,
+			Email:        t.email,
+			Notification: t.notification,
+			Locales:      slices.Sorted(maps.Keys(t.locales)),
+			Sample:       copyJSON(t.sample).(map[string]any), // a copy of what it was given
 		})
 	}
 	return list
@@ -98,7 +174,7 @@ func copyJSON(v any) any {
 	return v
 }
 
-func (t *mailTemplate) check(data map[string]any) error {
+func (t *template) check(data map[string]any) error {
 	var doc any = data
 	if data == nil {
 		doc = map[string]any{} // a nil map is an empty object, not null

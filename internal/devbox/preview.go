@@ -38,9 +38,11 @@ func (p *preview) routes(mux *http.ServeMux) {
 }
 
 type templateView struct {
-	Name    string         `json:"name"`
-	Locales []string       `json:"locales"`
-	Sample  map[string]any `json:"sample"`
+	Name         string         `json:"name"`
+	Email        bool           `json:"email"`
+	Notification bool           `json:"notification"`
+	Locales      []string       `json:"locales"`
+	Sample       map[string]any `json:"sample"`
 }
 
 func (p *preview) list(rw http.ResponseWriter, _ *http.Request) {
