@@ -9,12 +9,17 @@ import (
 	"github.com/medicalink/postroom/tasks"
 )
 
-// templateName is narrow, because a producer could write anything there.
-var templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+// Names are narrow, because a producer could write anything there.
+var (
+	templateName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+	kindName     = regexp.MustCompile(`^[a-z0-9_-]+(\.[a-z0-9_-]+)+$`)
+)
 
 // summary is all that the dashboard shows of a payload or a result.
 type summary struct {
 	Type        string `json:"type,omitempty"`
+	Kind        string `json:"kind,omitempty"`
+	Channel     string `json:"channel,omitempty"`
 	Template    string `json:"template,omitempty"`
 	Class       string `json:"class,omitempty"`
 	Attachments int    `json:"attachments,omitempty"`
@@ -28,24 +33,40 @@ func (s summary) String() string {
 
 func describePayload(taskType string, payload []byte) string {
 	s := summary{Type: taskType, Bytes: len(payload)}
-	if taskType == tasks.TypeEmail {
-		var email struct {
-			Template    string            `json:"template"`
-			Class       tasks.Class       `json:"class"`
-			Attachments []json.RawMessage `json:"attachments"`
-		}
-		if err := json.Unmarshal(payload, &email); err == nil {
-			s.Attachments = len(email.Attachments)
-			if templateName.MatchString(email.Template) {
-				s.Template = email.Template
-			}
-			switch email.Class {
-			case tasks.ClassOTP, tasks.ClassClinical, tasks.ClassTransactional, tasks.ClassBulk:
-				s.Class = string(email.Class)
-			}
-		}
+	switch taskType {
+	case tasks.TypeEmail, tasks.TypeNotification, tasks.TypeDelivery:
+		s.read(payload)
 	}
 	return s.String()
+}
+
+// read takes what may be shown from the payload of a job of ours.
+func (s *summary) read(payload []byte) {
+	var job struct {
+		Kind        string            `json:"kind"`
+		Channel     tasks.Channel     `json:"channel"`
+		Template    string            `json:"template"`
+		Class       tasks.Class       `json:"class"`
+		Attachments []json.RawMessage `json:"attachments"`
+	}
+	if json.Unmarshal(payload, &job) != nil {
+		return
+	}
+	s.Attachments = len(job.Attachments)
+	if templateName.MatchString(job.Template) {
+		s.Template = job.Template
+	}
+	if len(job.Kind) <= 96 && kindName.MatchString(job.Kind) {
+		s.Kind = job.Kind
+	}
+	switch job.Channel {
+	case tasks.ChannelInApp, tasks.ChannelPush, tasks.ChannelEmail, tasks.ChannelSMS, tasks.ChannelChat, tasks.ChannelWebhook:
+		s.Channel = string(job.Channel)
+	}
+	switch job.Class {
+	case tasks.ClassOTP, tasks.ClassClinical, tasks.ClassTransactional, tasks.ClassBulk:
+		s.Class = string(job.Class)
+	}
 }
 
 func describeResult(_ string, result []byte) string {
