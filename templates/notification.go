@@ -336,6 +336,11 @@ func (l *loader) checkOwn(set *Set) {
 				l.report(name+"/schema.json", 1, "the worker uses this template by itself, with no data but %s: %s", accepts, err)
 				return
 			}
+			for i := range noteParts {
+				if file := name + "/" + locale + "/" + noteParts[i].file; name == Generic && t.locales[locale].note.parts[i] == nil {
+					l.has(file) // which it has not
+				}
+			}
 		}
 	}
 	for _, data := range []map[string]any{{}, {"action_url": action}} {

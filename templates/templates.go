@@ -17,23 +17,22 @@ type Message struct {
 
 // Notification is one rendered notification.
 type Notification struct {
-	Title string // one line of at most 200 bytes, for the app
-	Body  string // at most 4 KiB, for the app; lines end in \n, the last one without
+	// Text is what the app shows after login. Fields marked private or phi may be in it.
+	Text
 	// Push, Chat and SMS are the template's own texts for outside the app. The zero Text
 	// says that it has none in this locale: show those of [Generic]. Only Push has a
-	// Title.
+	// Title. No field that the schema marks private or phi is in them.
 	Push, Chat, SMS Text
 	// Webhook is one JSON object of at most 16 KiB without insignificant space, the same
-	// in every locale; nil if the template has none.
+	// in every locale; nil if the template has none. No field marked phi is in it.
 	Webhook json.RawMessage
 	Locale  string // the locale the template was found in, a BCP 47 tag such as "de"
 }
 
-// Text is what a channel outside the app shows. No field is in it that the schema marks
-// private or phi.
+// Text is what one channel shows.
 type Text struct {
 	Title string // one line of at most 200 bytes
-	Body  string // at most 4 KiB, of an SMS 1,600 bytes
+	Body  string // at most 4 KiB, of an SMS 1,600 bytes; lines end in \n, the last without
 }
 
 // IsZero says that there is no text.
@@ -116,6 +115,13 @@ func (s *Set) CheckNotification(name string, data map[string]any) error {
 		return err
 	}
 	return t.check(data)
+}
+
+// Kinds says whether a template has the parts of an email, and of a notification; neither,
+// if there is no such template.
+func (s *Set) Kinds(name string) (email, notification bool) {
+	t, ok := s.templates[name]
+	return ok && t.email, ok && t.notification
 }
 
 func (s *Set) email(name string) (*template, error) {
