@@ -70,7 +70,8 @@ const (
 
 // An Endpoint is a URL to deliver to and how. Whoever got one reads it only.
 type Endpoint struct {
-	// ID is 1 to 64 letters, digits and any of ._- beginning with a letter or digit.
+	// ID is 1 to 64 lower-case letters, digits, - and _, beginning with a letter or
+	// digit, as jobs have it.
 	ID   string
 	Kind Kind
 	// URL is https on port 443, unless Allow has its address.
@@ -112,12 +113,12 @@ func (e Endpoint) Origin() string {
 	return u.Scheme + "://" + u.Host
 }
 
-var idForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+var idForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
 
 // CheckID reports what is wrong with an id.
 func CheckID(id string) error {
 	if !idForm.MatchString(id) {
-		return errors.New("endpoint id: want 1 to 64 letters, digits and any of ._- beginning with a letter or digit")
+		return errors.New("endpoint id: want 1 to 64 lower-case letters, digits, - and _, beginning with a letter or digit")
 	}
 	return nil
 }

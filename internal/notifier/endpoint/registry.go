@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -198,25 +197,30 @@ func (r *Registry) forget(id string) {
 // load returns an endpoint and its record.
 func (r *Registry) load(ctx context.Context, id string) (Endpoint, string, error) {
 	if err := CheckID(id); err != nil {
-		return Endpoint{}, "", fmt.Errorf("%w: %w", ErrNotFound, err)
+		return Endpoint{}, "", fmt.Errorf("read endpoint: %w: %w", ErrNotFound, err)
 	}
 	fields, err := r.rdb.HGetAll(ctx, r.key(id)).Result()
 	if err != nil {
 		return Endpoint{}, "", fmt.Errorf("read endpoint: %w", err)
 	}
+	e, err := parse(id, fields)
+	return e, fields["record"], err
+}
+
+func parse(id string, fields map[string]string) (Endpoint, error) {
 	record, ok := fields["record"]
 	if !ok {
-		return Endpoint{}, "", fmt.Errorf("read endpoint: %w", ErrNotFound)
+		return Endpoint{}, fmt.Errorf("read endpoint: %w", ErrNotFound)
 	}
 	e, err := decode(id, record)
 	if err != nil {
-		return Endpoint{}, "", err
+		return Endpoint{}, err
 	}
 	e.Created, e.FailingSince = millis(fields["created"]), millis(fields["failing"])
 	if at := millis(fields["disabled_at"]); !at.IsZero() {
 		e.Disabled = &Disabled{At: at, Reason: fields["disabled_for"]}
 	}
-	return e, record, nil
+	return e, nil
 }
 
 // millis returns the time of a field, zero if there is none.
@@ -235,17 +239,29 @@ func (r *Registry) List(ctx context.Context) ([]Endpoint, error) {
 		return nil, fmt.Errorf("list endpoints: %w", err)
 	}
 	var list []Endpoint
-	for _, id := range ids {
-		e, _, err := r.load(ctx, id)
-		if errors.Is(err, ErrNotFound) {
-			continue // being added or removed
-		}
+	slices.Sort(ids)
+	for some := range slices.Chunk(ids, 100) {
+		replies := make([]*redis.MapStringStringCmd, len(some))
+		_, err := r.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			for i, id := range some {
+				replies[i] = pipe.HGetAll(ctx, r.key(id))
+			}
+			return nil
+		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("list endpoints: %w", err)
 		}
-		list = append(list, e)
+		for i, id := range some {
+			e, err := parse(id, replies[i].Val())
+			if errors.Is(err, ErrNotFound) {
+				continue // being added or removed
+			}
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, e)
+		}
 	}
-	slices.SortFunc(list, func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	return list, nil
 }
 
