@@ -22,6 +22,9 @@ const (
 	// Plain is the email of a notification that comes with a text instead of a
 	// template. Its data is title and an optional body and action_url.
 	Plain = "notification"
+	// Digest is a notification of several that were gathered. Its data is their count,
+	// items with a title each, and more, the number of those that are not among the items.
+	Digest = "digest"
 )
 
 // Limits of what a notification renders to, in bytes. They are those of the tasks
