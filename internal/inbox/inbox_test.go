@@ -539,9 +539,17 @@ func TestStore_Since_afterFlush(t *testing.T) {
 	}
 }
 
+// unused returns a client that is never asked.
+func unused(t *testing.T) *redis.Client {
+	t.Helper()
+	rdb := redis.NewClient(&redis.Options{})
+	t.Cleanup(func() { _ = rdb.Close() })
+	return rdb
+}
+
 func TestStore_refuses(t *testing.T) {
 	t.Parallel()
-	s, err := New(redis.NewClient(&redis.Options{}), Config{}) // never asked
+	s, err := New(unused(t), Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -582,7 +590,7 @@ func TestStore_refuses(t *testing.T) {
 
 func TestNew(t *testing.T) {
 	t.Parallel()
-	rdb := redis.NewClient(&redis.Options{})
+	rdb := unused(t)
 	for _, cfg := range []Config{
 		{Namespace: "a:b"}, {Namespace: "}"}, {MaxEntries: -1}, {MaxEntries: MaxEntries + 1}, {MaxAge: time.Millisecond}, {MaxAge: -1},
 	} {
