@@ -5,6 +5,7 @@ import (
 	"iter"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/medicalink/postroom/internal/testenv"
 )
@@ -29,6 +30,24 @@ func BenchmarkProducer_Compose(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := p.compose(b.Context(), email, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkProducer_ComposeNotification(b *testing.B) {
+	p, err := NewProducer(testenv.Redis(b).Open(b), FromService("bench"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := Notification{
+		Kind: "appointment.reminder", User: "patient-4711", Template: "appointment-reminder", Data: typical(1).Data,
+		Plan:  []Step{{Channel: ChannelInApp}, {Channel: ChannelEmail, After: Duration(10 * time.Minute), OnlyIf: OnlyIfUnread}},
+		Email: "ada@example.com", Action: "/appointments/17",
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := p.composeNotification(b.Context(), n, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -39,7 +40,8 @@ type Delivery struct {
 	// most 64 bytes.
 	Replay string `json:"replay,omitempty"`
 
-	// What follows is as in Notification, the text as the channel shows it.
+	// What follows is as in Notification, the text as the channel shows it. Action may
+	// be any URL of the web, and as long again.
 
 	Kind     string    `json:"kind"`
 	User     string    `json:"user"`
@@ -110,7 +112,7 @@ func (d Delivery) check() error {
 	p.kind(d.Kind)
 	p.user(d.User)
 	p.text(d.Title, d.Body)
-	p.action(d.Action)
+	p.link(d.Action)
 	p.category(d.Category)
 	p.printable("critical", d.Critical, 200)
 	p.quiet(d.Quiet)
@@ -155,6 +157,19 @@ func (p *problems) target(d Delivery) {
 		p.printable(field, d.Target, 128)
 	default:
 		p.printable(field, d.Target, 128)
+	}
+}
+
+// link checks an action whose place a worker has decided on: with the app's own address
+// in front, which may be that of a machine at home.
+func (p *problems) link(action string) {
+	const limit = 2 * MaxAction
+	if len(action) > limit {
+		p.add("action", "has %d bytes, the limit is %d", len(action), limit)
+	}
+	local := strings.HasPrefix(action, "/")
+	if action != "" && !local && !strings.HasPrefix(action, "https://") && !strings.HasPrefix(action, "http://") || strings.ContainsFunc(action, isUnescaped) {
+		p.add("action", "must be a path or a URL of the web, with special characters percent-escaped")
 	}
 }
 

@@ -1,7 +1,12 @@
 // Package tasks is what a service imports to hand work to postroom: the job
 // types, their validation, the options of a job and the Producer that puts it
-// into Redis. It depends on the standard library, asynq and go-redis only, so
+// into Redis. It depends on the standard library, asynq, go-redis and uuid only, so
 // that a service which enqueues mail does not compile an SMTP client.
+//
+// An Email is one message. A Notification is one event, told to one user over the
+// channels of its plan; workers make a Delivery of each of its steps, and a
+// DigestClose for each digest. Services enqueue emails and notifications, workers the
+// other two.
 //
 // # What a producer can rely on
 //
@@ -13,6 +18,8 @@
 //   - Two calls with the same idempotency key make one job, also when they run
 //     at the same time, when a reply is lost, or when the first caller died
 //     half-way. The second gets the receipt of the first, with Duplicate set.
+//   - Two calls with the same JobID, or of the same Delivery or DigestClose, make one
+//     job as long as Redis has it in that queue.
 //   - A job belongs to one recipient. A list is fanned out into one job each,
 //     so that a bad address fails alone and nobody sees another recipient.
 //

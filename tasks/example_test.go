@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/medicalink/postroom/tasks"
@@ -44,6 +45,65 @@ func ExampleProducer_SendEmail() {
 	}
 	fmt.Println(receipt.Queue, receipt.State, receipt.ProcessAt.Sub(receipt.EnqueuedAt))
 	// Output: email:critical scheduled 5s
+}
+
+// The patient sees the result in the app, and gets an email if it was not read there.
+func ExampleProducer_SendNotification() {
+	ctx := context.Background()
+	rdb := connect()
+	defer rdb.Close()
+
+	producer, err := tasks.NewProducer(rdb, tasks.FromService("lab-service"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	receipt, err := producer.SendNotification(ctx, tasks.Notification{
+		Kind:   "lab.result.ready",
+		User:   "patient-4711",
+		Title:  "Your results are ready",
+		Action: "/results/17",
+		Plan: []tasks.Step{
+			{Channel: tasks.ChannelInApp},
+			{Channel: tasks.ChannelPush},
+			{Channel: tasks.ChannelEmail, After: tasks.Duration(10 * time.Minute), OnlyIf: tasks.OnlyIfUnread},
+		},
+		Email: "ada@example.com",
+		Class: tasks.ClassClinical,
+	}, tasks.IdempotencyKey("result-17-ready"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(receipt.Queue, receipt.State)
+	// Output: notification:default pending
+}
+
+// An id that follows from what the job is for makes it once, without a record of its
+// own: here the reminder of one appointment.
+func ExampleJobID() {
+	ctx := context.Background()
+	rdb := connect()
+	defer rdb.Close()
+
+	producer, err := tasks.NewProducer(rdb, tasks.FromService("appointments"))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	id := uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://portal.example.com/appointments/17")).String()
+	reminder := tasks.Notification{Kind: "appointment.reminder", User: "patient-4711", Title: "Your appointment is tomorrow"}
+	for range 2 {
+		receipt, err := producer.SendNotification(ctx, reminder, tasks.JobID(id))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(receipt.ID == id, receipt.Duplicate)
+	}
+	// Output:
+	// true false
+	// true true
 }
 
 // A key names the event. The call can then be repeated without harm, for

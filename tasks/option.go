@@ -34,7 +34,7 @@ type jobOptions struct {
 	deadline  time.Time
 	retention time.Duration
 	key       string
-	id        string
+	id        *string // nil: the job gets a new one
 	problems  problems
 }
 
@@ -133,7 +133,7 @@ func IdempotencyKey(key string) Option {
 func JobID(id string) Option {
 	return func(o *jobOptions) {
 		o.problems.uuid("job_id", id)
-		o.id = id
+		o.id = &id
 	}
 }
 
@@ -263,7 +263,7 @@ func makePlan(opts []Option, typ jobType, class Class, namespace string, now tim
 		}
 	}
 	p := plan{
-		enqueuedAt: now, processAt: now, maxRetry: o.maxRetry, key: o.key, givenID: o.id,
+		enqueuedAt: now, processAt: now, maxRetry: o.maxRetry, key: o.key,
 		timeout: wholeSeconds(o.timeout), retention: wholeSeconds(o.retention),
 	}
 	if o.queue != "" {
@@ -274,8 +274,11 @@ func makePlan(opts []Option, typ jobType, class Class, namespace string, now tim
 	} else {
 		p.queue = inNamespace(namespace, typ.family()+":"+string(o.priority))
 	}
-	if o.id != "" && o.key != "" {
-		o.problems.add("job_id", "cannot be combined with an idempotency key")
+	if o.id != nil {
+		p.givenID = *o.id
+		if o.key != "" {
+			o.problems.add("job_id", "cannot be combined with an idempotency key")
+		}
 	}
 	if o.at.After(now) {
 		o.problems.duration("at", o.at.Sub(now), 0)
