@@ -160,7 +160,7 @@ func TestLoad_NoDirectory(t *testing.T) {
 }
 
 // write lays files into a new directory.
-func write(t *testing.T, files map[string]string) string {
+func write(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, data := range files {
@@ -228,6 +228,7 @@ func TestLoad_Directory(t *testing.T) {
 	}
 	want := map[string][]string{
 		"appointment-reminder": {"de", "en", "es"},
+		"digest":               {"de", "en", "es"},
 		"generic":              {"de", "en", "es"},
 		"lab-result-ready":     {"de", "en", "es"},
 		"notification":         {"de", "en", "es"},

@@ -13,7 +13,7 @@ import (
 )
 
 // Names of built-in templates that the worker uses by itself. An operator may replace
-// them, as any other; [Load] sees to it that they still do their work.
+// them like any other; [Load] tries them with the data that the worker has.
 const (
 	// Generic is what is shown outside the app of a notification whose content may not
 	// be: that there is something to read. Its data is an optional action_url. It has
@@ -325,31 +325,54 @@ func cut(s string, limit int) string {
 // data that the worker has for them.
 func (l *loader) checkOwn(set *Set) {
 	const action = "https://example.com/"
-	try := func(name, accepts string, data map[string]any) {
-		t := set.templates[name]
-		if t == nil {
-			return
+	titles := make([]any, 10)
+	for i := range titles {
+		titles[i] = map[string]any{"title": strings.Repeat("x", maxTitle)}
+	}
+	for _, use := range []struct {
+		name, accepts       string
+		email, notification bool
+		samples             []map[string]any
+	}{
+		{Generic, "an optional action_url", true, true, []map[string]any{{}, {"action_url": action}}},
+		{Plain, "title and an optional body and action_url", true, false, []map[string]any{{"title": "T"}, {"title": "T", "body": "B\n\nB", "action_url": action}}},
+		{Digest, "count, more and items, 10 with a title of 200 bytes at most", false, true, []map[string]any{
+			{"count": 2, "more": 0, "items": titles[:2]}, {"count": 11, "more": 1, "items": titles},
+		}},
+	} {
+		t := set.templates[use.name]
+		refuse := func(file string, err error) {
+			l.report(file, 1, "the worker uses this template by itself, with no data but %s: %s", use.accepts, err)
 		}
-		for locale := range t.locales {
-			_, err := set.Render(name, locale, data)
-			if err == nil && name == Generic {
-				_, err = set.RenderNotification(name, locale, data)
+		for _, data := range use.samples {
+			if err := t.check(data); err != nil {
+				refuse(use.name+"/schema.json", err)
+				continue
 			}
-			if err != nil {
-				l.report(name+"/schema.json", 1, "the worker uses this template by itself, with no data but %s: %s", accepts, err)
-				return
-			}
-			for i := range noteParts {
-				if file := name + "/" + locale + "/" + noteParts[i].file; name == Generic && t.locales[locale].note.parts[i] == nil {
-					l.has(file) // which it has not
+			for locale := range t.locales {
+				if err := set.tryUse(use.name, locale, use.email, use.notification, data); err != nil {
+					refuse(t.firstFile(locale), err)
 				}
 			}
 		}
 	}
-	for _, data := range []map[string]any{{}, {"action_url": action}} {
-		try(Generic, "an optional action_url", data)
+	for locale := range set.templates[Generic].locales {
+		for i := range noteParts {
+			l.has(Generic + "/" + locale + "/" + noteParts[i].file) // every channel falls back to it
+		}
 	}
-	for _, data := range []map[string]any{{"title": "T"}, {"title": "T", "body": "B\n\nB", "action_url": action}} {
-		try(Plain, "title and an optional body and action_url", data)
+}
+
+func (s *Set) tryUse(name, locale string, email, notification bool, data map[string]any) error {
+	if email {
+		if _, err := s.Render(name, locale, data); err != nil {
+			return err
+		}
 	}
+	if notification {
+		if _, err := s.RenderNotification(name, locale, data); err != nil {
+			return err
+		}
+	}
+	return nil
 }
