@@ -277,6 +277,16 @@ func TestBrowser_Templates(t *testing.T) {
 	tab.shootAll(t, "templates-dark-mail")
 	tab.run(t, click(`#schemes input[value="light"]`))
 
+	// A template that is a notification alone has nothing of an email to show or send.
+	tab.run(t, click(`#template-list a[href="#lab-result-ready/en"]`))
+	tab.waitFor(t, `!document.getElementById("panel-notification").hidden && document.getElementById("notification").textContent.includes("New lab result")`)
+	for _, id := range []string{"tab-html", "panel-html", "subject-line", "send", "widths"} {
+		tab.waitFor(t, `document.getElementById(`+quoted(id)+`).hidden`)
+	}
+	tab.shootAll(t, "templates-notification")
+	tab.run(t, click(`#template-list a[href="#welcome/en"]`))
+	tab.waitFor(t, `!document.getElementById("panel-html").hidden && document.getElementById("tab-notification").hidden && !document.getElementById("send").hidden`)
+
 	// Data, good and bad.
 	set := func(data string) {
 		tab.run(t, chromedp.Evaluate[chromedp.Void](`(() => { const d = document.getElementById("data"); d.value = `+quoted(data)+`; d.dispatchEvent(new Event("input")); })()`))

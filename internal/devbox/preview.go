@@ -1,6 +1,7 @@
 package devbox
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -21,7 +22,7 @@ const previewRecipient = "Preview <preview@example.com>"
 // preview is the API of the template page:
 //
 //	GET  /api/templates                   templates, locales, sample data, load errors
-//	POST /api/templates/{name}/render     {"locale","data"} → subject, text and the path of the HTML
+//	POST /api/templates/{name}/render     {"locale","data"} → the email and the notification, of what the template has
 //	POST /api/templates/{name}/send       the same input, through the real queue into the inbox
 //	GET  /api/frames/{hash}               rendered HTML, for a frame
 type preview struct {
@@ -100,17 +101,64 @@ func (p *preview) render(rw http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	name := r.PathValue("name")
 	set, _ := p.templates.current()
-	m, err := set.Render(r.PathValue("name"), req.Locale, req.Data)
-	if err != nil {
-		writeRenderError(rw, err)
-		return
+	email, notification := set.Kinds(name)
+	view := struct {
+		Email        *emailView `json:"email,omitempty"`
+		Notification []noteView `json:"notification,omitempty"`
+	}{}
+	if email || !notification { // of an unknown name Render says so
+		m, err := set.Render(name, req.Locale, req.Data)
+		if err != nil {
+			writeRenderError(rw, err)
+			return
+		}
+		doc, remote := frame(m.HTML, nil)
+		view.Email = &emailView{m.Subject, m.Text, m.Locale, m.HTML, "/api/frames/" + p.frames.put(doc), remote, len(m.HTML)}
 	}
-	doc, remote := frame(m.HTML, nil)
-	writeJSON(rw, http.StatusOK, map[string]any{
-		"subject": m.Subject, "text": m.Text, "locale": m.Locale, "source": m.HTML,
-		"frame": "/api/frames/" + p.frames.put(doc), "remote": remote, "size": len(m.HTML),
-	})
+	if notification {
+		n, err := set.RenderNotification(name, req.Locale, req.Data)
+		if err != nil {
+			writeRenderError(rw, err)
+			return
+		}
+		view.Notification = notificationParts(n)
+	}
+	writeJSON(rw, http.StatusOK, view)
+}
+
+// emailView is a rendered email; its HTML has a path for a frame.
+type emailView struct {
+	Subject string `json:"subject"`
+	Text    string `json:"text"`
+	Locale  string `json:"locale"`
+	Source  string `json:"source"`
+	Frame   string `json:"frame"`
+	Remote  int    `json:"remote"`
+	Size    int    `json:"size"`
+}
+
+// noteView is one text of a notification. It is empty where the generic one is shown.
+type noteView struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
+}
+
+func notificationParts(n templates.Notification) []noteView {
+	parts := []noteView{
+		{"Title in the app", n.Title},
+		{"Message in the app", n.Body},
+		{"Push", strings.TrimSpace(n.Push.Title + "\n" + n.Push.Body)},
+		{"Chat", n.Chat.Body},
+		{"SMS", n.SMS.Body},
+	}
+	if n.Webhook != nil {
+		var b bytes.Buffer
+		_ = json.Indent(&b, n.Webhook, "", "  ") // it is valid JSON
+		parts = append(parts, noteView{"Webhook data", b.String()})
+	}
+	return parts
 }
 
 func writeRenderError(rw http.ResponseWriter, err error) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -220,7 +221,20 @@ func TestPreview(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m := decode[struct{ Subject, Text, Source, Locale, Frame string }](t, s.do("POST", "/api/templates/"+info.Name+"/render", string(input)))
+			view := decode[struct {
+				Email        *struct{ Subject, Text, Source, Locale, Frame string }
+				Notification []noteView
+			}](t, s.do("POST", "/api/templates/"+info.Name+"/render", string(input)))
+			if (view.Email != nil) != info.Email || (view.Notification != nil) != info.Notification || !info.Email && !info.Notification {
+				t.Fatalf("%s is listed as %+v and renders as %+v", info.Name, info, view)
+			}
+			if n := view.Notification; n != nil && (n[0].Text == "" || n[1].Text == "") {
+				t.Errorf("%s in %s: notification %+v", info.Name, locale, n)
+			}
+			m := view.Email
+			if m == nil {
+				continue
+			}
 			if m.Subject == "" || m.Text == "" || m.Locale != locale {
 				t.Errorf("%s in %s renders as %+v", info.Name, locale, m)
 			}
@@ -230,6 +244,17 @@ func TestPreview(t *testing.T) {
 			}
 		}
 	}
+	lab := decode[struct{ Notification []noteView }](t, s.do("POST", "/api/templates/lab-result-ready/render", `{"locale":"en","data":{"test_name":"HbA1c","result_id":"r-1"}}`))
+	if want := []noteView{
+		{"Title in the app", "New lab result"},
+		{"Message in the app", "The result of your test HbA1c is ready."},
+		{"Push", "MedicaLink\nThere is something new in your record. Log in to read it."},
+		{"Chat", ""},
+		{"SMS", ""},
+		{"Webhook data", "{\n  \"result\": \"r-1\"\n}"},
+	}; !slices.Equal(lab.Notification, want) {
+		t.Errorf("the notification is shown as %q, want %q", lab.Notification, want)
+	}
 	tests := []struct {
 		name, target, body string
 		code               int
@@ -237,6 +262,8 @@ func TestPreview(t *testing.T) {
 		{"unknown template", "/api/templates/nope/render", `{"data":{}}`, 404},
 		{"unknown template, send", "/api/templates/nope/send", `{"data":{}}`, 404},
 		{"missing field", "/api/templates/welcome/render", `{"locale":"en","data":{}}`, 422},
+		{"missing field of a notification", "/api/templates/lab-result-ready/render", `{"locale":"en","data":{}}`, 422},
+		{"a notification, send", "/api/templates/lab-result-ready/send", `{"locale":"en","data":{"test_name":"x","result_id":"1"}}`, 404},
 		{"missing field, send", "/api/templates/welcome/send", `{"locale":"en","data":{}}`, 422},
 		{"not JSON", "/api/templates/welcome/render", `{`, 400},
 		{"not an object", "/api/templates/welcome/render", `{"data":[1]}`, 400},

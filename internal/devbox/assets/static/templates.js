@@ -8,6 +8,7 @@ const edited = new Map(); // JSON text by template, where it differs from the sa
 const selectTab = tabs(document.querySelector("[role=tablist]"));
 const pretty = (value) => JSON.stringify(value, null, 2);
 const info = () => all.find((t) => t.name === current);
+const kinds = (t) => [t.email && "email", t.notification && "notification"].filter(Boolean).join(" + ");
 
 const refresh = serial(async () => {
   const answer = await api("/api/templates");
@@ -31,7 +32,8 @@ function route() {
 
   $("template-list").replaceChildren(...all.map((t) => el("li", {},
     el("a", { href: `#${t.name}/${t.locales.includes(locale) ? locale : t.locales[0]}`, "aria-current": t.name === current ? "true" : undefined },
-      el("span", { class: "template-name" }, t.name), el("span", { class: "template-locales" }, t.locales.join(" · "))))));
+      el("span", { class: "template-name" }, t.name), el("span", { class: "template-locales" }, `${kinds(t)} · ${t.locales.join(" · ")}`)))));
+  offer(template);
   if (switched) $("template-list").scrollLeft = $("template-list").querySelector("[aria-current]").offsetLeft - 16; // on a phone it is one line
   const names = new Intl.DisplayNames("en", { type: "language" });
   const focused = document.activeElement?.name === "locale";
@@ -46,6 +48,16 @@ function route() {
   render();
 }
 
+// offer shows the tabs of the parts that the template has.
+function offer(template) {
+  const open = document.querySelector("[role=tab][aria-selected=true]");
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    tab.hidden = tab.disabled = !(tab.id === "tab-notification" ? template.notification : template.email);
+  }
+  if (!open || open.hidden) selectTab(template.email ? "tab-html" : "tab-notification");
+  for (const id of ["subject-line", "widths", "schemes", "send"]) $(id).hidden = !template.email;
+}
+
 let asked; // the rendering that is under way; a newer one replaces it
 async function render() {
   asked?.abort();
@@ -55,11 +67,16 @@ async function render() {
   try {
     const m = await post(`/api/templates/${encodeURIComponent(current)}/render`, { locale, data }, mine.signal);
     if (mine.signal.aborted) return;
-    $("subject").textContent = m.subject;
-    $("text").textContent = m.text;
-    $("source").textContent = m.source;
-    if ($("html").getAttribute("src") !== m.frame) show($("html"), m.frame);
-    $("facts").textContent = bytes(m.size) + (m.remote > 0 ? ` · ${plural(m.remote, "remote thing", "remote things")} not loaded` : "");
+    const mail = m.email;
+    $("subject").textContent = mail?.subject ?? "";
+    $("text").textContent = mail?.text ?? "";
+    $("source").textContent = mail?.source ?? "";
+    if (mail && $("html").getAttribute("src") !== mail.frame) show($("html"), mail.frame);
+    $("facts").textContent = mail ? bytes(mail.size) + (mail.remote > 0 ? ` · ${plural(mail.remote, "remote thing", "remote things")} not loaded` : "") : "";
+    $("notification").replaceChildren(...(m.notification ?? []).flatMap((part) => [
+      el("dt", {}, part.name),
+      el("dd", {}, part.text ? el("pre", {}, part.text) : el("p", {}, "No text of its own: the generic one is shown.")),
+    ]));
     $("render-error").hidden = true;
     $("panel-html").dataset.stale = "no";
   } catch (error) {
