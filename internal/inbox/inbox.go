@@ -453,7 +453,7 @@ func (s *Store) page(ctx context.Context, script *redis.Script, user string, arg
 	for i := 3; i < len(reply); i += 4 {
 		entry, err := decode(text(reply[i+1]), []byte(text(reply[i+2])))
 		if err != nil {
-			return Page{}, err
+			continue // one that somebody spoilt must not hide the others
 		}
 		page.Items = append(page.Items, Item{Position: text(reply[i]), Entry: entry, Read: number(reply[i+3]) == 1})
 	}

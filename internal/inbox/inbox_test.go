@@ -522,6 +522,19 @@ func TestStore_Since(t *testing.T) {
 	})
 }
 
+func TestStore_List_spoiltEntry(t *testing.T) {
+	t.Parallel()
+	f := setup(t, namespaced(t), Config{})
+	a := f.deliver(t, Entry{}).Position
+	if err := f.rdb.XAdd(t.Context(), &redis.XAddArgs{Stream: f.key("ada"), Values: []any{"n", "x", "c", "not JSON"}}).Err(); err != nil {
+		t.Fatal(err)
+	}
+	b := f.deliver(t, Entry{}).Position
+	if got := positions(f.list(t)); !slices.Equal(got, []string{b, a}) {
+		t.Errorf("inbox %v, want %v", got, []string{b, a})
+	}
+}
+
 // What was deleted is found although Redis' own field does not tell of it.
 func TestStore_Since_afterFlush(t *testing.T) {
 	t.Parallel()
