@@ -68,6 +68,20 @@ func BenchmarkSet_Render(b *testing.B) {
 	})
 }
 
+func BenchmarkSet_RenderNotification(b *testing.B) {
+	set := benchmarkSet(b)
+	for _, info := range notifications(b) {
+		b.Run(info.Name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := set.RenderNotification(info.Name, "de", info.Sample); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func BenchmarkSet_Check(b *testing.B) {
 	set := benchmarkSet(b)
 	data := reminder(1)

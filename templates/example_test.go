@@ -37,6 +37,28 @@ func Example() {
 	// ignorieren.
 }
 
+func ExampleSet_RenderNotification() {
+	set, err := templates.Load("")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	n, err := set.RenderNotification("lab-result-ready", "en", map[string]any{"test_name": "HbA1c", "result_id": "r-42"})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("app:    ", n.Title, "-", n.Body)
+	fmt.Println("push:   ", n.Push.Body)
+	fmt.Println("sms:    ", n.SMS.IsZero()) // true: the text of templates.Generic is shown
+	fmt.Println("webhook:", string(n.Webhook))
+	// Output:
+	// app:     New lab result - The result of your test HbA1c is ready.
+	// push:    There is something new in your record. Log in to read it.
+	// sms:     true
+	// webhook: {"result":"r-42"}
+}
+
 func ExampleSet_Check() {
 	set, err := templates.Load("")
 	if err != nil {

@@ -45,6 +45,8 @@ func TestFieldCheck(t *testing.T) {
 		`{{template "preheader" .}}{{define "preheader"}}{{.secret}}{{end}}{{.secret}}`:                             {"1 private field secret in the preheader"},
 		`{{template "preheader" .place}}{{define "preheader"}}{{with .door}}{{.code}}{{end}}{{end}}`:                {"1 private field code in the preheader"},
 		`{{template "preheader" .secret}}{{define "preheader"}}{{.}}{{end}}`:                                        {"1 private field . in the preheader"},
+		`{{template "preheader" .secret}}{{define "preheader"}}{{$}}{{end}}`:                                        {"1 private field $ in the preheader"},
+		`{{template "preheader" .}}{{define "preheader"}}{{range .}}{{printf "%v" .}}{{end}}{{end}}`:                {"1 . takes a whole object or list and with it the private field code into the preheader"},
 		`{{template "preheader" .}}{{define "preheader"}}{{template "s" .}}{{end}}{{define "s"}}{{.secret}}{{end}}`: {"1 private field secret in the preheader"},
 		`{{mso "<b>"}}{{mso .name}}{{mso (printf "x")}}{{with "x"}}{{mso .}}{{end}}`:                                {"1 mso takes one literal", "1 mso takes one literal", "1 mso takes one literal"},
 	} {

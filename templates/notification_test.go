@@ -67,7 +67,7 @@ func note() map[string]string {
 }
 
 // with lays files over others; one without content is taken away.
-func with(files map[string]string, others map[string]string) map[string]string {
+func with(files, others map[string]string) map[string]string {
 	maps.Copy(files, others)
 	maps.DeleteFunc(files, func(_, data string) bool { return data == "" })
 	return files
