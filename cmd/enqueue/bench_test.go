@@ -29,7 +29,7 @@ func BenchmarkMailing_Run(b *testing.B) {
 	for b.Loop() {
 		runs++
 		m := newTestMailing(b, newRows(count, "to,first_name,last_name,locale,clinic,appointment_at,confirm_url\r\n", row))
-		m.message.Template = "appointment-reminder"
+		m.item = emailItem(tasks.Email{Template: "appointment-reminder"})
 		m.check = func(data map[string]any) error { return set.Check("appointment-reminder", data) }
 		m.key = func(r record) string { return foldKey(fmt.Sprint(runs), fmt.Sprint(r.line)) }
 		m.rejects.path = filepath.Join(b.TempDir(), "rejected")

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,14 +28,19 @@ const (
 	formatJSONL = "jsonl"
 )
 
-const bulkLong = `Enqueue one email for every line of FILE, or of standard input if FILE is -.
+const bulkLong = `Enqueue one email, or with --notification one notification, for every line of FILE, or of
+standard input if FILE is -.
 
 CSV (RFC 4180) begins with a line that names the columns. The columns to, locale and
-list_unsubscribe are about the message; all others are the template's data, as strings.
-JSON lines hold an object a line: to, locale and list_unsubscribe are about the message;
+list_unsubscribe are about the email; all others are the template's data, as strings.
+JSON lines hold an object a line: to, locale and list_unsubscribe are about the email;
 the data is the member data, or all other members if there is none. The format follows
 from the file's name (.csv, .jsonl, .ndjson) or else from its first character. A file of
 any size is read as it is sent.
+
+Of notifications, the columns or members user, locale, email, phone and action are about
+the message. email and phone are used if a channel needs them, and left out otherwise.
+The flags say what all have in common, as those of "enqueue notification" do.
 
 A line that cannot be sent is reported on standard error with its number in the file, the
 field and what is wrong with it. It is copied as it is to FILE.rejected (stdin.rejected
@@ -43,14 +49,16 @@ in turn. It is replaced by each run and absent when nothing was refused. The goo
 are sent in any case. --dry-run checks all lines, sends nothing and writes no file.
 
 Nothing is sent twice:
-  --idempotency-key-column to   one message per value of that column: running the same
-                                file again sends only what is new. The template, and
-                                --idempotency-key if given, are part of the key, so
-                                another mailing to the same people is not held back.
+  --idempotency-key-column to   one message per value of that column (user, for
+                                notifications): running the same file again sends
+                                only what is new. The template, the kind of a
+                                notification, and --idempotency-key if given, are
+                                part of the key, so another mailing to the same
+                                people is not held back.
   --idempotency-key K           one message per line number: running the same file again
                                 with the same K sends only what was not sent.
 Without either, a key is made for this run. Keys are kept for at least 24 hours after a
-message was due.
+message was due. Emails and notifications do not share keys.
 
 When a run stops early (Ctrl-C, or a Redis that stays away for 30s) it finishes what it
 has begun and says how to go on: with --resume-from LINE, and --idempotency-key with the
@@ -68,7 +76,9 @@ const bulkExample = `  enqueue bulk recipients.csv --template appointment-remind
   enqueue bulk recipients.csv --template appointment-reminder --idempotency-key-column to --rate 100/s
   enqueue bulk recipients.csv --template appointment-reminder --dry-run
   enqueue bulk recipients.csv --template appointment-reminder --resume-from 5001 --idempotency-key 0192a1c4-…
-  export-patients | enqueue bulk - --format jsonl --template welcome --output json`
+  export-patients | enqueue bulk - --format jsonl --template welcome --output json
+  enqueue bulk patients.csv --notification --template appointment-reminder --kind appointment.reminder \
+      --step in_app --step push --step 'email after 2h if unread' --idempotency-key-column user`
 
 // perSecond is the value of --rate: events per second, written N/s, N/m or N/h.
 type perSecond struct {
@@ -92,18 +102,21 @@ func (p *perSecond) Set(s string) error {
 
 type bulkFlags struct {
 	*messageFlags
+	*mailFlags
+	*noteFlags
 	*jobFlags
-	format    *choice
-	rate      perSecond
-	keyColumn string
-	from      int
-	dryRun    bool
-	output    *cli.Output
+	notification bool
+	format       *choice
+	rate         perSecond
+	keyColumn    string
+	first        int
+	dryRun       bool
+	output       *cli.Output
 }
 
 func newBulkCommand(p cli.Process) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "bulk FILE", Short: "Enqueue one email for every line of a file",
+		Use: "bulk FILE", Short: "Enqueue one email or notification for every line of a file",
 		Long: bulkLong, Example: bulkExample,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -112,24 +125,29 @@ func newBulkCommand(p cli.Process) *cobra.Command {
 			return nil
 		},
 	}
-	f := bulkFlags{
-		messageFlags: addMessageFlags(cmd, p),
-		jobFlags:     addJobFlags(cmd, "bulk", "enqueue once: one message per line number with the same `key`"),
-		output:       cli.AddOutput(cmd),
-		format:       addChoice(cmd, "format", "format of the input (default: by name, else by content)", "", formatCSV, formatJSONL),
-	}
+	var f bulkFlags
+	f.messageFlags = addMessageFlags(cmd, p, f.medium)
+	f.mailFlags = addMailFlags(cmd)
+	f.noteFlags = addNoteFlags(cmd)
+	f.jobFlags = addJobFlags(cmd, "bulk", "enqueue once: one message per line number with the same `key`")
+	f.output = cli.AddOutput(cmd)
+	f.format = addChoice(cmd, "format", "format of the input (default: by name, else by content)", "", formatCSV, formatJSONL)
 	flags := cmd.Flags()
+	flags.BoolVar(&f.notification, "notification", false, "enqueue notifications, not emails")
 	flags.Var(&f.rate, "rate", "enqueue at most this many, such as 100/s or 30/m")
 	flags.StringVar(&f.keyColumn, "idempotency-key-column", "", "enqueue once: one message per value of this `column`")
-	flags.IntVar(&f.from, "resume-from", 0, "begin at this `line` of the file")
+	flags.IntVar(&f.first, "resume-from", 0, "begin at this `line` of the file")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check every line and send nothing")
 	_ = cmd.MarkFlagRequired("template") // see addChoice
 
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := f.check(cmd); err != nil {
+		if err := errors.Join(f.jobFlags.check(cmd), f.noteFlags.check(cmd)); err != nil {
 			return err
 		}
-		if cmd.Flags().Changed("resume-from") && f.from < 1 {
+		if err := f.checkMedium(cmd); err != nil {
+			return err
+		}
+		if cmd.Flags().Changed("resume-from") && f.first < 1 {
 			return cli.Usagef("--resume-from must be at least 1")
 		}
 		return f.run(cmd.Context(), p, args[0])
@@ -137,8 +155,31 @@ func newBulkCommand(p cli.Process) *cobra.Command {
 	return cmd
 }
 
+// medium is what the flags ask for.
+func (f *bulkFlags) medium() medium {
+	if f.notification {
+		return notificationMedium
+	}
+	return emailMedium
+}
+
+// checkMedium refuses flags about the other medium.
+func (f *bulkFlags) checkMedium(cmd *cobra.Command) error {
+	for _, name := range mailFlagNames {
+		if f.notification && cmd.Flags().Changed(name) {
+			return cli.Usagef("--%s is about emails: it cannot be combined with --notification", name)
+		}
+	}
+	for _, name := range noteFlagNames {
+		if !f.notification && cmd.Flags().Changed(name) {
+			return cli.Usagef("--%s is about notifications: add --notification", name)
+		}
+	}
+	return nil
+}
+
 func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err error) {
-	message, err := f.message()
+	item, layout, err := f.message()
 	if err != nil {
 		return err
 	}
@@ -146,7 +187,7 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 	if err != nil {
 		return err
 	}
-	set, err := loadTemplates(cfg.TemplatesDir, f.template)
+	set, err := loadTemplates(cfg.TemplatesDir, f.template, f.medium())
 	if err != nil {
 		return err
 	}
@@ -155,19 +196,22 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, in.close()) }()
-	src, openErr := f.source(in)
+	src, openErr := f.source(in, layout)
 	if openErr != nil {
 		return fmt.Errorf("read %s: %w", in.name, openErr)
 	}
 
 	m := mailing{
-		src: src, message: message, from: f.from, keyColumn: f.keyColumn,
-		check:    func(data map[string]any) error { return set.Check(f.template, data) },
+		src: src, item: item, from: f.first,
+		check:    func(data map[string]any) error { return f.medium().check(set, f.template, data) },
 		options:  f.options,
 		enqueue:  dryRun,
 		retryFor: retryFor,
 		progress: newProgress(p, in.size),
-		rejects:  &rejects{path: in.rejected, header: src.header(), continued: f.from > 0, dry: f.dryRun},
+		rejects:  &rejects{path: in.rejected, header: src.header(), continued: f.first > 0, dry: f.dryRun},
+	}
+	if f.keyColumn != layout.recipient() {
+		m.keyColumn = f.keyColumn
 	}
 	if f.priority.value == "" && f.queue == "" {
 		f.priority.value = string(tasks.Bulk)
@@ -182,7 +226,10 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 		case "":
 			return foldKey("bulk line", f.template, runKey, strconv.Itoa(r.line))
 		case columnTo:
-			return foldKey("bulk column", f.template, f.key, recipientKey(r.key))
+			r.key = recipientKey(r.key)
+		}
+		if f.notification {
+			return foldKey("bulk column", f.template, f.kind, f.key, r.key)
 		}
 		return foldKey("bulk column", f.template, f.key, r.key)
 	}
@@ -229,11 +276,19 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 	return nil
 }
 
-// message returns what all messages have in common, checked as far as it can be without a recipient.
-func (f *bulkFlags) message() (tasks.Email, error) {
-	e, err := f.email()
+// message returns what makes the message of a record, and how the records are laid out. What all
+// messages have in common is checked as far as it can be without a recipient.
+func (f *bulkFlags) message() (item func(record) tasks.Item, l layout, err error) {
+	if f.notification {
+		n := f.note(f.messageFlags)
+		if err := probeOf(n).Validate(); err != nil {
+			return nil, l, &cli.UsageError{Err: err}
+		}
+		return notificationItem(n), notificationLayout, nil
+	}
+	e, err := f.email(f.messageFlags)
 	if err != nil {
-		return e, err
+		return nil, l, err
 	}
 	probe := e
 	probe.To = "recipient@example.com"
@@ -241,21 +296,75 @@ func (f *bulkFlags) message() (tasks.Email, error) {
 		probe.ListUnsubscribe = "https://example.com/" // may come with each line
 	}
 	if err := probe.Validate(); err != nil {
-		return e, &cli.UsageError{Err: err}
+		return nil, l, &cli.UsageError{Err: err}
 	}
-	return e, nil
+	return emailItem(e), emailLayout, nil
 }
 
-func (f *bulkFlags) source(in *input) (source, error) {
+// emailItem returns what makes the email of a record: what all share, and its own.
+func emailItem(shared tasks.Email) func(record) tasks.Item {
+	return func(r record) tasks.Item {
+		e := shared
+		e.To, e.Data = r.to, r.data
+		if r.locale != "" {
+			e.Locale = r.locale
+		}
+		if r.unsubscribe != "" {
+			e.ListUnsubscribe = r.unsubscribe
+		}
+		return tasks.Item{Email: e}
+	}
+}
+
+// notificationItem is emailItem for notifications.
+func notificationItem(shared tasks.Notification) func(record) tasks.Item {
+	byEmail, bySMS := uses(shared, tasks.ChannelEmail), uses(shared, tasks.ChannelSMS)
+	return func(r record) tasks.Item {
+		n := shared
+		n.User, n.Data = r.user, r.data
+		if r.locale != "" {
+			n.Locale = r.locale
+		}
+		if r.action != "" {
+			n.Action = r.action
+		}
+		if byEmail {
+			n.Email = r.to
+		}
+		if bySMS {
+			n.Phone = r.phone
+		}
+		return tasks.Item{Notification: &n}
+	}
+}
+
+// probeOf returns n with what each line adds.
+func probeOf(n tasks.Notification) tasks.Notification {
+	n.User = "user"
+	if uses(n, tasks.ChannelEmail) {
+		n.Email = "user@example.com"
+	}
+	if uses(n, tasks.ChannelSMS) {
+		n.Phone = "+4930123456"
+	}
+	return n
+}
+
+// uses reports whether n goes out over c.
+func uses(n tasks.Notification, c tasks.Channel) bool {
+	return slices.ContainsFunc(n.Steps(), func(s tasks.Step) bool { return s.Channel == c })
+}
+
+func (f *bulkFlags) source(in *input, l layout) (source, error) {
 	s := newScanner(in.r)
 	format := cmp.Or(f.format.value, formatByName(in.name))
 	if format == "" {
 		format = s.sniff()
 	}
 	if format == formatJSONL {
-		return newJSONLSource(s, f.keyColumn)
+		return newJSONLSource(s, l, f.keyColumn)
 	}
-	return newCSVSource(s, f.keyColumn)
+	return newCSVSource(s, l, f.keyColumn)
 }
 
 // report tells about a refused line. The field's name comes from the file, so it is quoted if it could
@@ -348,7 +457,13 @@ func dryRun(_ context.Context, items iter.Seq[tasks.Item]) iter.Seq2[int, tasks.
 	return func(yield func(int, tasks.Result) bool) {
 		i := 0
 		for item := range items {
-			if !yield(i, tasks.Result{Err: item.Email.Validate()}) {
+			var err error
+			if item.Notification != nil {
+				err = item.Notification.Validate()
+			} else {
+				err = item.Email.Validate()
+			}
+			if !yield(i, tasks.Result{Err: err}) {
 				return
 			}
 			i++

@@ -10,11 +10,59 @@ import (
 	"unicode/utf8"
 )
 
-// Columns (and members of a JSON line) that are about the message; all others are template data.
+// Columns (and members of a JSON line) that are about the message.
 const (
 	columnTo          = "to"
 	columnLocale      = "locale"
 	columnUnsubscribe = "list_unsubscribe"
+	columnUser        = "user"
+	columnEmail       = "email"
+	columnPhone       = "phone"
+	columnAction      = "action"
+)
+
+// A layout says which columns are about the message; all others are template data.
+type layout struct {
+	columns []string // the first one is required: it says whom the message is for
+	field   func(r *record, column string) *string
+}
+
+func (l layout) recipient() string { return l.columns[0] }
+
+// The layouts.
+var (
+	emailLayout = layout{
+		columns: []string{columnTo, columnLocale, columnUnsubscribe},
+		field: func(r *record, column string) *string {
+			switch column {
+			case columnTo:
+				return &r.to
+			case columnLocale:
+				return &r.locale
+			case columnUnsubscribe:
+				return &r.unsubscribe
+			}
+			return nil
+		},
+	}
+	notificationLayout = layout{
+		columns: []string{columnUser, columnLocale, columnEmail, columnPhone, columnAction},
+		field: func(r *record, column string) *string {
+			switch column {
+			case columnUser:
+				return &r.user
+			case columnLocale:
+				return &r.locale
+			case columnEmail:
+				return &r.to
+			case columnPhone:
+				return &r.phone
+			case columnAction:
+				return &r.action
+			}
+			return nil
+		},
+	}
 )
 
 // csvSource reads CSV as of RFC 4180: comma-separated, fields optionally in double quotes, which may
@@ -26,13 +74,14 @@ const (
 type csvSource struct {
 	s         *scanner
 	long      tooLong
+	layout    layout
 	columns   []string
 	rawHeader string
 	keyColumn string
 }
 
-func newCSVSource(s *scanner, keyColumn string) (*csvSource, error) {
-	c := &csvSource{s: s, keyColumn: keyColumn}
+func newCSVSource(s *scanner, l layout, keyColumn string) (*csvSource, error) {
+	c := &csvSource{s: s, layout: l, keyColumn: keyColumn}
 	bom, err := s.skipBOM()
 	if err != nil {
 		return nil, err
@@ -64,12 +113,12 @@ func newCSVSource(s *scanner, keyColumn string) (*csvSource, error) {
 		}
 		at[name] = i
 	}
-	if _, ok := at[columnTo]; !ok {
+	if _, ok := at[l.recipient()]; !ok {
 		hint := ""
 		if len(fields) == 1 && strings.ContainsAny(fields[0], ";\t") {
 			hint = "; it seems to be separated by semicolons or tabs: save it with commas"
 		}
-		return nil, fmt.Errorf("line %d: no column is called %q: the first line must name the columns%s", head.line, columnTo, hint)
+		return nil, fmt.Errorf("line %d: no column is called %q: the first line must name the columns%s", head.line, l.recipient(), hint)
 	}
 	if _, ok := at[keyColumn]; keyColumn != "" && !ok {
 		return nil, fmt.Errorf("line %d: no column is called %q, as --idempotency-key-column asks", head.line, keyColumn)
@@ -103,14 +152,9 @@ func (c *csvSource) next() (record, error) {
 		if name == c.keyColumn {
 			rec.key = value
 		}
-		switch name {
-		case columnTo:
-			rec.to = value
-		case columnLocale:
-			rec.locale = value
-		case columnUnsubscribe:
-			rec.unsubscribe = value
-		default:
+		if field := c.layout.field(&rec, name); field != nil {
+			*field = value
+		} else {
 			rec.data[name] = value
 		}
 	}

@@ -44,6 +44,7 @@ const emailExample = `  enqueue email --to ada@example.com --template welcome --
 
 type emailFlags struct {
 	*messageFlags
+	*mailFlags
 	*jobFlags
 	to, attach                []string
 	subject, data, body, html string
@@ -55,7 +56,8 @@ func newEmailCommand(p cli.Process) *cobra.Command {
 		Long: emailLong, Example: emailExample, Args: cobra.NoArgs,
 	}
 	f := emailFlags{
-		messageFlags: addMessageFlags(cmd, p),
+		messageFlags: addMessageFlags(cmd, p, func() medium { return emailMedium }),
+		mailFlags:    addMailFlags(cmd),
 		jobFlags:     addJobFlags(cmd, "the class's", "enqueue once: with the same `key` the recipient gets no second message"),
 	}
 	output := cli.AddOutput(cmd)
@@ -81,7 +83,7 @@ func newEmailCommand(p cli.Process) *cobra.Command {
 			return err
 		}
 		if f.template != "" {
-			set, err := loadTemplates(cfg.TemplatesDir, f.template)
+			set, err := loadTemplates(cfg.TemplatesDir, f.template, emailMedium)
 			if err != nil {
 				return err
 			}
@@ -100,7 +102,7 @@ func newEmailCommand(p cli.Process) *cobra.Command {
 
 // emails returns one valid message for each recipient.
 func (f *emailFlags) emails(stdin io.Reader) ([]tasks.Email, error) {
-	e, err := f.email()
+	e, err := f.email(f.messageFlags)
 	if err != nil {
 		return nil, err
 	}
@@ -112,14 +114,8 @@ func (f *emailFlags) emails(stdin io.Reader) ([]tasks.Email, error) {
 	if e.HTML, err = in.read("--html", f.html); err != nil {
 		return nil, err
 	}
-	data, err := in.read("--data", f.data)
-	if err != nil {
+	if e.Data, err = in.readData(f.data); err != nil {
 		return nil, err
-	}
-	if data != "" {
-		if e.Data, err = decodeObject([]byte(data)); err != nil {
-			return nil, cli.Usagef("--data %w", err)
-		}
 	}
 	if e.Attachments, err = readAttachments(f.attach); err != nil {
 		return nil, err
@@ -188,6 +184,11 @@ func (f *emailFlags) print(stdout io.Writer, output cli.Output, i int, r tasks.R
 	if len(f.to) > 1 {
 		number = fmt.Sprintf("%d  ", i+1)
 	}
+	return printReceipt(stdout, number, r)
+}
+
+// printReceipt tells people what became of a job, on one line that begins with number.
+func printReceipt(stdout io.Writer, number string, r tasks.Receipt) error {
 	what := r.State
 	switch {
 	case r.Duplicate:
@@ -234,6 +235,19 @@ func (in *textInput) read(flag, value string) (string, error) {
 	}
 	text, err := readText(flag, file)
 	return text, errors.Join(err, file.Close())
+}
+
+// readData reads the template data of the flag --data.
+func (in *textInput) readData(value string) (map[string]any, error) {
+	text, err := in.read("--data", value)
+	if err != nil || text == "" {
+		return nil, err
+	}
+	data, err := decodeObject([]byte(text))
+	if err != nil {
+		return nil, cli.Usagef("--data %w", err)
+	}
+	return data, nil
 }
 
 // readText refuses more than a job can hold before all of it is in memory.

@@ -65,32 +65,47 @@ func (m *moment) Set(s string) error {
 
 // messageFlags are the flags about what is sent that all commands share.
 type messageFlags struct {
-	template, from, replyTo, locale, unsubscribe string
-	headers, tags                                []string
-	class                                        *choice
+	template, locale string
+	tags             []string
+	class            *choice
 }
 
-func addMessageFlags(cmd *cobra.Command, p cli.Process) *messageFlags {
+// addMessageFlags adds them; as tells, when the shell asks for templates, which ones fit.
+func addMessageFlags(cmd *cobra.Command, p cli.Process, as func() medium) *messageFlags {
 	var m messageFlags
 	f := cmd.Flags()
 	f.StringVarP(&m.template, "template", "t", "", "template `name`")
-	f.StringVar(&m.locale, "locale", "", "language of the message, such as pt-BR (default: the template's own)")
+	f.StringVar(&m.locale, "locale", "", "language of the message, such as pt-BR (default: the "+as().localeDefault+")")
+	f.StringArrayVar(&m.tags, "tag", nil, "`word` to group messages by; repeatable")
+	m.class = addChoice(cmd, "class", "how the message is treated", string(tasks.ClassTransactional),
+		string(tasks.ClassOTP), string(tasks.ClassClinical), string(tasks.ClassTransactional), string(tasks.ClassBulk))
+	_ = cmd.RegisterFlagCompletionFunc("template", completeTemplates(p, as)) // see addChoice
+	return &m
+}
+
+// mailFlags are the flags about emails that their commands share.
+type mailFlags struct {
+	from, replyTo, unsubscribe string
+	headers                    []string
+}
+
+var mailFlagNames = []string{"from", "reply-to", "header", "list-unsubscribe"}
+
+func addMailFlags(cmd *cobra.Command) *mailFlags {
+	var m mailFlags
+	f := cmd.Flags()
 	f.StringVar(&m.from, "from", "", "sender `address` (default: the workers' MAIL_FROM)")
 	f.StringVar(&m.replyTo, "reply-to", "", "`address` that replies go to")
 	f.StringArrayVar(&m.headers, "header", nil, "further header `field`, such as 'X-Campaign: spring'; repeatable")
-	f.StringArrayVar(&m.tags, "tag", nil, "`word` to group messages by; repeatable")
-	f.StringVar(&m.unsubscribe, "list-unsubscribe", "", "`URL` of the List-Unsubscribe header; class bulk requires one")
-	m.class = addChoice(cmd, "class", "how the message is treated", string(tasks.ClassTransactional),
-		string(tasks.ClassOTP), string(tasks.ClassClinical), string(tasks.ClassTransactional), string(tasks.ClassBulk))
-	_ = cmd.RegisterFlagCompletionFunc("template", completeTemplates(p)) // see addChoice
+	f.StringVar(&m.unsubscribe, "list-unsubscribe", "", "`URL` of the List-Unsubscribe header; emails of class bulk require one")
 	return &m
 }
 
 // email returns the message as far as the flags describe it.
-func (m *messageFlags) email() (tasks.Email, error) {
+func (m *mailFlags) email(shared *messageFlags) (tasks.Email, error) {
 	e := tasks.Email{
-		Template: m.template, From: m.from, ReplyTo: m.replyTo, Locale: m.locale,
-		ListUnsubscribe: m.unsubscribe, Tags: m.tags, Class: tasks.Class(m.class.value),
+		Template: shared.template, From: m.from, ReplyTo: m.replyTo, Locale: shared.locale,
+		ListUnsubscribe: m.unsubscribe, Tags: shared.tags, Class: tasks.Class(shared.class.value),
 	}
 	for _, h := range m.headers {
 		name, value, ok := strings.Cut(h, ":")

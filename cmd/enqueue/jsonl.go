@@ -10,19 +10,20 @@ import (
 	"unicode/utf8"
 )
 
-// jsonlSource reads JSON lines: one object a line. Its members to, locale and list_unsubscribe are
-// about the message. The template's data is the member data if there is one, else all other members.
+// jsonlSource reads JSON lines: one object a line. The members that the layout names are about the
+// message. The template's data is the member data if there is one, else all other members.
 type jsonlSource struct {
 	s         *scanner
 	long      tooLong
+	layout    layout
 	keyColumn string
 }
 
-func newJSONLSource(s *scanner, keyColumn string) (*jsonlSource, error) {
+func newJSONLSource(s *scanner, l layout, keyColumn string) (*jsonlSource, error) {
 	if _, err := s.skipBOM(); err != nil {
 		return nil, err
 	}
-	return &jsonlSource{s: s, keyColumn: keyColumn}, nil
+	return &jsonlSource{s: s, layout: l, keyColumn: keyColumn}, nil
 }
 
 func (j *jsonlSource) header() string { return "" }
@@ -74,9 +75,9 @@ func (j *jsonlSource) parse(rec *record) {
 			rec.key = v.String()
 		}
 	}
-	rec.to = j.text(rec, members, columnTo)
-	rec.locale = j.text(rec, members, columnLocale)
-	rec.unsubscribe = j.text(rec, members, columnUnsubscribe)
+	for _, name := range j.layout.columns {
+		*j.layout.field(rec, name) = j.text(rec, members, name)
+	}
 	rec.data = members
 	nested, ok := members["data"]
 	if !ok {

@@ -34,7 +34,7 @@ const (
 // keep the run that goes on from there from sending them again.
 type mailing struct {
 	src       source
-	message   tasks.Email // what all records share
+	item      func(record) tasks.Item // the message, without options
 	check     func(data map[string]any) error
 	key       func(record) string // idempotency key
 	options   func(now time.Time) []tasks.Option
@@ -46,7 +46,7 @@ type mailing struct {
 	reject    func(line int, p problem) // tells about a refused record
 	notify    func(text string)
 	progress  *progress
-	keyColumn string
+	keyColumn string // of the idempotency key, if it may be empty where the message is not refused for it
 
 	started time.Time
 	counts  counts
@@ -129,7 +129,7 @@ func (m *mailing) read(b *backlog) {
 
 // inspect finds what the producer would not.
 func (m *mailing) inspect(r *record) {
-	if m.keyColumn != "" && r.key == "" && m.keyColumn != columnTo {
+	if m.keyColumn != "" && r.key == "" {
 		r.refuse(m.keyColumn, "is empty: it is the idempotency key")
 	}
 	if err := m.check(r.data); err != nil {
@@ -139,18 +139,6 @@ func (m *mailing) inspect(r *record) {
 		}
 		r.problems = append(r.problems, found...)
 	}
-}
-
-func (m *mailing) email(r record) tasks.Email {
-	e := m.message
-	e.To, e.Data = r.to, r.data
-	if r.locale != "" {
-		e.Locale = r.locale
-	}
-	if r.unsubscribe != "" {
-		e.ListUnsubscribe = r.unsubscribe
-	}
-	return e
 }
 
 // send settles records, or as many of them as it can.
@@ -209,8 +197,9 @@ func (m *mailing) attempt(ctx context.Context, batch []pending) (failed error) {
 				return
 			}
 			order = append(order, p)
-			opts := append(m.options(time.Now()), tasks.IdempotencyKey(m.key(p.record)))
-			if !yield(tasks.Item{Email: m.email(p.record), Options: opts}) {
+			item := m.item(p.record)
+			item.Options = append(m.options(time.Now()), tasks.IdempotencyKey(m.key(p.record)))
+			if !yield(item) {
 				return
 			}
 		}

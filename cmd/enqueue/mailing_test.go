@@ -25,13 +25,13 @@ import (
 // newTestMailing returns a mailing of the CSV in r that accepts everything.
 func newTestMailing(tb testing.TB, r io.Reader) *mailing {
 	tb.Helper()
-	src, err := newCSVSource(newScanner(r), "")
+	src, err := newCSVSource(newScanner(r), emailLayout, "")
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return &mailing{
 		src:      src,
-		message:  tasks.Email{Template: "welcome"},
+		item:     emailItem(tasks.Email{Template: "welcome"}),
 		check:    func(map[string]any) error { return nil },
 		key:      func(r record) string { return foldKey("test", fmt.Sprint(r.line)) },
 		options:  func(time.Time) []tasks.Option { return nil },
@@ -393,9 +393,9 @@ func FuzzMailing_Run(f *testing.F) {
 		open := func() (src source, err error) {
 			s := newScanner(bytes.NewReader(in))
 			if lines {
-				return newJSONLSource(s, "")
+				return newJSONLSource(s, emailLayout, "")
 			}
-			return newCSVSource(s, "")
+			return newCSVSource(s, emailLayout, "")
 		}
 		src, err := open()
 		if err != nil {

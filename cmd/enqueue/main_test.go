@@ -144,20 +144,29 @@ func scriptUnique(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// onePerRecipient returns an error if two jobs have the same recipient.
+// onePerRecipient returns an error if two jobs of a type have the same recipient.
 func onePerRecipient(jobs []*asynq.TaskInfo) error {
 	seen := make(map[string]bool)
 	for _, j := range jobs {
-		e, err := tasks.DecodeEmail(j.Payload)
+		to, err := recipientOf(j)
 		if err != nil {
 			return err
 		}
-		if seen[e.To] {
-			return fmt.Errorf("two jobs for %s", e.To)
+		if seen[j.Type+to] {
+			return fmt.Errorf("two jobs for %s", to)
 		}
-		seen[e.To] = true
+		seen[j.Type+to] = true
 	}
 	return nil
+}
+
+func recipientOf(j *asynq.TaskInfo) (string, error) {
+	if j.Type == tasks.TypeNotification {
+		n, err := tasks.DecodeNotification(j.Payload)
+		return n.User, err
+	}
+	e, err := tasks.DecodeEmail(j.Payload)
+	return e.To, err
 }
 
 func allJobs(client redis.UniversalClient) ([]*asynq.TaskInfo, error) {

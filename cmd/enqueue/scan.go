@@ -28,10 +28,12 @@ type record struct {
 	// before it and is not counted.
 	tail bool
 
-	to, locale, unsubscribe string
-	key                     string // value of the column chosen by --idempotency-key-column
-	data                    map[string]any
-	problems                []problem // empty when the record is good
+	// What the columns of the layout say; to is the address, also of a notification.
+	to, locale, unsubscribe, user, phone, action string
+
+	key      string // value of the column chosen by --idempotency-key-column
+	data     map[string]any
+	problems []problem // empty when the record is good
 }
 
 func (r *record) refuse(field, format string, args ...any) {

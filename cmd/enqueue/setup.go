@@ -30,20 +30,43 @@ func loadConfig(p cli.Process) (config.Config, error) {
 	return cfg, nil
 }
 
-// loadTemplates reads the templates and makes sure that the one called name is among them.
-func loadTemplates(dir, name string) (*templates.Set, error) {
+// A medium is what a template can be for.
+type medium struct {
+	name          string
+	localeDefault string
+	has           func(templates.Info) bool
+	check         func(set *templates.Set, name string, data map[string]any) error
+}
+
+// The media.
+var (
+	emailMedium = medium{
+		"email", "template's own",
+		func(i templates.Info) bool { return i.Email }, (*templates.Set).Check,
+	}
+	notificationMedium = medium{
+		"notification", "user's own",
+		func(i templates.Info) bool { return i.Notification }, (*templates.Set).CheckNotification,
+	}
+)
+
+// loadTemplates reads the templates and makes sure that one for m is called name.
+func loadTemplates(dir, name string, m medium) (*templates.Set, error) {
 	set, err := templates.Load(dir)
 	if err != nil {
 		return nil, &cli.UsageError{Err: fmt.Errorf("load templates: %w", err)}
 	}
 	var known []string
 	for _, info := range set.List() {
+		if !m.has(info) {
+			continue
+		}
 		if info.Name == name {
 			return set, nil
 		}
 		known = append(known, info.Name)
 	}
-	return nil, cli.Usagef("no template is called %q: there are %s (TEMPLATES_DIR adds others)", name, strings.Join(known, ", "))
+	return nil, cli.Usagef("no %s template is called %q: there are %s (TEMPLATES_DIR adds others)", m.name, name, strings.Join(known, ", "))
 }
 
 // openProducer connects to Redis. The caller closes the client.
@@ -61,7 +84,7 @@ func openProducer(ctx context.Context, cfg config.Config) (*tasks.Producer, *red
 }
 
 // completeTemplates offers the names of the templates to the shell.
-func completeTemplates(p cli.Process) cobra.CompletionFunc {
+func completeTemplates(p cli.Process, as func() medium) cobra.CompletionFunc {
 	return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		cfg, err := config.Load(p.Environ, p.Dir)
 		if err != nil {
@@ -73,7 +96,9 @@ func completeTemplates(p cli.Process) cobra.CompletionFunc {
 		}
 		var names []string
 		for _, info := range set.List() {
-			names = append(names, info.Name)
+			if as().has(info) {
+				names = append(names, info.Name)
+			}
 		}
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}

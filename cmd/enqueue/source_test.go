@@ -96,7 +96,7 @@ func TestCSVSource_Next(t *testing.T) {
 			t.Parallel()
 			// Byte by byte, every state meets the end of the buffer.
 			for _, r := range []io.Reader{strings.NewReader(tt.in), iotest.OneByteReader(strings.NewReader(tt.in))} {
-				src, err := newCSVSource(newScanner(r), "")
+				src, err := newCSVSource(newScanner(r), emailLayout, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -125,7 +125,7 @@ func TestNewCSVSource_Header(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			_, err := newCSVSource(newScanner(strings.NewReader(tt.in)), tt.key)
+			_, err := newCSVSource(newScanner(strings.NewReader(tt.in)), emailLayout, tt.key)
 			if err == nil || err.Error() != tt.want {
 				t.Errorf("error = %v, want %s", err, tt.want)
 			}
@@ -135,7 +135,7 @@ func TestNewCSVSource_Header(t *testing.T) {
 
 func TestCSVSource_KeyColumn(t *testing.T) {
 	t.Parallel()
-	src, err := newCSVSource(newScanner(strings.NewReader("to,id\na@x,7\n")), "id")
+	src, err := newCSVSource(newScanner(strings.NewReader("to,id\na@x,7\n")), emailLayout, "id")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestJSONLSource_Next(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			for _, r := range []io.Reader{strings.NewReader(tt.in), iotest.OneByteReader(strings.NewReader(tt.in))} {
-				src, err := newJSONLSource(newScanner(r), tt.key)
+				src, err := newJSONLSource(newScanner(r), emailLayout, tt.key)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -252,9 +252,9 @@ func sourceOf(t *testing.T, format string, s *scanner) source {
 	var src source
 	var err error
 	if format == formatCSV {
-		src, err = newCSVSource(s, "")
+		src, err = newCSVSource(s, emailLayout, "")
 	} else {
-		src, err = newJSONLSource(s, "")
+		src, err = newJSONLSource(s, emailLayout, "")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -304,15 +304,15 @@ func FuzzCSVSource(f *testing.F) {
 		f.Add([]byte(in))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		src, err := newCSVSource(newScanner(bytes.NewReader(in)), "")
+		src, err := newCSVSource(newScanner(bytes.NewReader(in)), emailLayout, "")
 		if err != nil {
 			return
 		}
 		checkSource(t, src, in, int(src.s.offset))
 
 		// How the bytes arrive makes no difference.
-		whole, _ := newCSVSource(newScanner(bytes.NewReader(in)), "")
-		single, err := newCSVSource(newScanner(iotest.OneByteReader(bytes.NewReader(in))), "")
+		whole, _ := newCSVSource(newScanner(bytes.NewReader(in)), emailLayout, "")
+		single, err := newCSVSource(newScanner(iotest.OneByteReader(bytes.NewReader(in))), emailLayout, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -336,7 +336,7 @@ func FuzzJSONLSource(f *testing.F) {
 		f.Add([]byte(in))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		src, err := newJSONLSource(newScanner(bytes.NewReader(in)), "to")
+		src, err := newJSONLSource(newScanner(bytes.NewReader(in)), emailLayout, "to")
 		if err != nil {
 			return
 		}
