@@ -3,7 +3,8 @@
 //
 //	GET  /events          server-sent events (WHATWG HTML, section 9.2)
 //	GET  /ws              the same events as JSON messages of a WebSocket (RFC 6455)
-//	GET  /notifications   the inbox: {"notifications":[…],"unread":3,"last_id":"…"}; ?limit=, default 50
+//	GET  /notifications   the inbox: {"notifications":[…],"unread":3,"last_id":"…"}, the newest
+//	                      first; ?limit=, default all
 //	GET  /unread          {"unread":3}
 //	POST /read            {"ids":["…"]} marks as read, and answers {"unread":2}
 //	POST /read-all        {"up_to":"…"} marks everything up to that one
@@ -24,14 +25,16 @@
 // in between is lost, and what is shown is complete if the number of unread entries
 // agrees with the server's, because an entry never becomes unread again.
 //
-//	let source
+//	let source, loads = 0
 //	async function start() {
 //	  source?.close()
-//	  const answer = await fetch("/realtime/notifications")
-//	  if (answer.status === 401) return login()
-//	  if (!answer.ok) return again()
+//	  const load = ++loads
+//	  const answer = await fetch("/realtime/notifications").catch(() => null)
+//	  if (answer?.status === 401) return login()
+//	  if (!answer?.ok) return again()
 //	  const inbox = await answer.json()
-//	  show(inbox.notifications, inbox.unread)
+//	  if (load !== loads) return // another start was quicker
+//	  show(inbox.notifications)
 //	  source = new EventSource("/realtime/events?last_event_id=" + inbox.last_id)
 //	  source.addEventListener("notification", e => add(JSON.parse(e.data)))
 //	  source.addEventListener("read", e => markRead(JSON.parse(e.data)))

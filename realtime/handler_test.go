@@ -573,7 +573,7 @@ func TestHandler_allowedOrigins(t *testing.T) {
 	}
 	resp := s.response(t, "GET", "/unread?user=ada", "", "Origin", app, "Sec-Fetch-Site", "cross-site")
 	_ = resp.Body.Close()
-	if resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != app || resp.Header.Get("Vary") != "Origin" ||
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Access-Control-Allow-Origin") != app || resp.Header.Get("Vary") != "Origin" ||
 		resp.Header.Get("Access-Control-Allow-Credentials") != "true" {
 		t.Errorf("%d, header %v", resp.StatusCode, resp.Header)
 	}

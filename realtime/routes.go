@@ -13,12 +13,8 @@ import (
 	"github.com/medicalink/postroom/internal/inbox"
 )
 
-const (
-	// maxBody bounds the body of a request and a message of a WebSocket: 1,000 ids.
-	maxBody = 32 << 10
-	// defaultLimit is how many notifications are listed if the request does not say.
-	defaultLimit = 50
-)
+// maxBody bounds the body of a request and a message of a WebSocket: 1,000 ids.
+const maxBody = 32 << 10
 
 func (h *Handler) routes() {
 	for _, route := range []struct {
@@ -113,7 +109,7 @@ func (h *Handler) unavailable(w http.ResponseWriter, err error) {
 }
 
 func (h *Handler) list(w http.ResponseWriter, r *http.Request, id Identity) {
-	limit := defaultLimit
+	limit := inbox.MaxEntries
 	if text := r.URL.Query().Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 || n > inbox.MaxEntries {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -202,10 +203,8 @@ func openSSEWith(t *testing.T, s *site, path string, header http.Header) *sseStr
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, values := range header {
-		r.Header[name] = values
-	}
-	resp, err := s.http.Do(r)
+	maps.Copy(r.Header, header)
+	resp, err := s.http.Do(r) //nolint:bodyclose // the stream's close does
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,13 +72,14 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request, id Identity) {
 		refused = h.receive(ctx, conn, id.User)
 	})
 	end := h.follow(ctx, c, socket{ctx: ctx, conn: conn})
-	switch {
-	case end == expired:
+	switch end {
+	case expired:
 		_ = conn.Close(websocket.StatusPolicyViolation, "the session has expired")
-	case end == closed:
+	case closed:
 		_ = conn.Close(websocket.StatusServiceRestart, "come back in a moment")
-	case end == slow:
+	case slow:
 		_ = conn.CloseNow() // it would not read the reason either
+	case lost:
 	}
 	cancel()
 	reader.Wait()
