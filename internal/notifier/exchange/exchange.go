@@ -11,27 +11,26 @@ import (
 	"github.com/medicalink/postroom/internal/notifier"
 )
 
-// The reasons of the errors of this package.
+// The reasons of the errors of this package, besides those of package egress for what
+// has not gone out.
 const (
-	// ReasonForbidden: a rule of package egress is against the URL, or against the
-	// address that its host has now.
-	ReasonForbidden = "forbidden"
-	// ReasonUnreachable: there was no connection, because of name, route, TLS or time.
-	ReasonUnreachable = "unreachable"
-	// ReasonNoAnswer: the request has gone out, and no status came.
-	ReasonNoAnswer = "no_answer"
-	// ReasonCanceled: our own time was over before the request had gone out.
-	ReasonCanceled = "canceled"
-	// ReasonRateLimited: status 429.
-	ReasonRateLimited = "rate_limited"
-	// ReasonServerError: a status from 500 on, or one that asks to come again, 408 or 425.
-	ReasonServerError = "server_error"
-	// ReasonTooLarge: status 413.
-	ReasonTooLarge = "too_large"
-	// ReasonRefused: any other status but 2xx. A redirect is one: what is said is for the
-	// host that was named and for no other.
-	ReasonRefused = "refused"
+	ReasonForbidden   = "forbidden_address" // a rule of package egress is against it
+	ReasonNoAnswer    = "no_answer"         // it has gone out, and no status came
+	ReasonRateLimited = "rate_limited"      // 429
+	ReasonServerError = "server_error"      // 5xx, and 408 and 425, which ask to come again
+	ReasonTooLarge    = "too_large"         // 413
+	ReasonRedirected  = "redirected"        // 3xx: what is said is for the host that was named
+	ReasonRejected    = "rejected"          // any other status but 2xx
 )
+
+// Reasons returns all reasons, for the labels of metrics.
+func Reasons() []string {
+	return []string{
+		ReasonForbidden, ReasonNoAnswer, ReasonRateLimited, ReasonServerError, ReasonTooLarge, ReasonRedirected, ReasonRejected,
+		string(egress.ReasonDNS), string(egress.ReasonConnect), string(egress.ReasonTLS), string(egress.ReasonTimeout),
+		string(egress.ReasonProtocol), string(egress.ReasonCanceled),
+	}
+}
 
 const (
 	// maxBody is what is read of a body, in bytes: the services of the channels answer
@@ -53,7 +52,7 @@ type Answer struct {
 // Do makes the request with a client of [egress.Client.HTTP]. It fails with an
 // *[notifier.Error].
 func Do(client *http.Client, req *http.Request) (*Answer, error) {
-	resp, err := client.Do(req)
+	resp, err := client.Do(req) //nolint:gosec // package egress judges every address
 	if err != nil {
 		return nil, explain(req.Context(), err)
 	}
@@ -81,15 +80,16 @@ func explain(ctx context.Context, err error) error {
 	case e.Sent:
 		return &notifier.Error{Fault: notifier.Unknown, Reason: ReasonNoAnswer, Err: e}
 	case ctx.Err() != nil:
-		return &notifier.Error{Fault: notifier.Held, Reason: ReasonCanceled, Err: ctx.Err()}
+		// Our own time is over, and it is certain that nothing was said.
+		return &notifier.Error{Fault: notifier.Held, Reason: string(egress.ReasonCanceled), Err: ctx.Err()}
 	}
-	return &notifier.Error{Fault: notifier.Temporary, Reason: ReasonUnreachable, Err: e}
+	return &notifier.Error{Fault: notifier.Temporary, Reason: string(e.Reason), Err: e}
 }
 
 // Err says how to go on after the status, as HTTP means it (RFC 9110, RFC 6585): for
 // what a service gives no meaning of its own. It is nil after 2xx.
 func (a *Answer) Err() error {
-	e := &notifier.Error{Fault: notifier.Permanent, Reason: ReasonRefused, Code: a.Code}
+	e := &notifier.Error{Fault: notifier.Permanent, Reason: ReasonRejected, Code: a.Code}
 	switch {
 	case a.Code >= 200 && a.Code < 300:
 		return nil
@@ -97,6 +97,8 @@ func (a *Answer) Err() error {
 		e.Fault, e.Reason, e.After = notifier.Held, ReasonRateLimited, a.RetryAfter()
 	case a.Code >= 500, a.Code == http.StatusRequestTimeout, a.Code == http.StatusTooEarly:
 		e.Fault, e.Reason, e.After = notifier.Temporary, ReasonServerError, a.RetryAfter()
+	case a.Code >= 300 && a.Code < 400:
+		e.Reason = ReasonRedirected
 	case a.Code == http.StatusRequestEntityTooLarge:
 		e.Reason = ReasonTooLarge
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ func post(t *testing.T, ctx context.Context, url string) *http.Request { //nolin
 func fault(t *testing.T, err error, want notifier.Fault, reason string) {
 	t.Helper()
 	e, ok := errors.AsType[*notifier.Error](err)
-	if !ok || e.Fault != want || e.Reason != reason {
+	if !ok || e.Fault != want || e.Reason != reason || !slices.Contains(exchange.Reasons(), reason) {
 		t.Fatalf("got %v, want %v %s", err, want, reason)
 	}
 	if text := e.Error(); strings.Contains(text, "127.0.0.1") || strings.Contains(text, "secret") || strings.Contains(text, "http") {
@@ -67,9 +68,9 @@ func TestAnswer_Err(t *testing.T) {
 		{code: 200},
 		{code: 202},
 		{code: 204},
-		{code: 301, fault: notifier.Permanent, reason: exchange.ReasonRefused},
-		{code: 307, fault: notifier.Permanent, reason: exchange.ReasonRefused},
-		{code: 400, header: "9", fault: notifier.Permanent, reason: exchange.ReasonRefused},
+		{code: 301, fault: notifier.Permanent, reason: exchange.ReasonRedirected},
+		{code: 307, fault: notifier.Permanent, reason: exchange.ReasonRedirected},
+		{code: 400, header: "9", fault: notifier.Permanent, reason: exchange.ReasonRejected},
 		{code: 408, fault: notifier.Temporary, reason: exchange.ReasonServerError},
 		{code: 413, fault: notifier.Permanent, reason: exchange.ReasonTooLarge},
 		{code: 425, fault: notifier.Temporary, reason: exchange.ReasonServerError},
@@ -149,10 +150,10 @@ func TestDo_beforeItIsSent(t *testing.T) {
 		fault  notifier.Fault
 		reason string
 	}{
-		"nobody listens":     {false, loopback, nobody, notifier.Temporary, exchange.ReasonUnreachable},
-		"a stranger's name":  {false, loopback, untrusted.URL + "/secret", notifier.Temporary, exchange.ReasonUnreachable},
+		"nobody listens":     {false, loopback, nobody, notifier.Temporary, "connect"},
+		"a stranger's name":  {false, loopback, untrusted.URL + "/secret", notifier.Temporary, "tls"},
 		"not to be called":   {false, nil, nobody, notifier.Permanent, exchange.ReasonForbidden},
-		"context over":       {true, loopback, nobody, notifier.Held, exchange.ReasonCanceled},
+		"context over":       {true, loopback, nobody, notifier.Held, "canceled"},
 		"private, by number": {false, nil, "https://127.0.0.1/secret", notifier.Permanent, exchange.ReasonForbidden},
 	} {
 		t.Run(name, func(t *testing.T) {

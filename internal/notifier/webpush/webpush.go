@@ -27,15 +27,16 @@ const (
 
 // The reasons of the errors of [Channel.Deliver], besides those of package exchange.
 const (
-	// ReasonNoSubscription means that the user has no such subscription (any more).
-	ReasonNoSubscription = "no_subscription"
-	// ReasonUnsubscribed is status 404 or 410: the browser's user took the consent back.
-	ReasonUnsubscribed = "unsubscribed"
-	// ReasonVAPIDRefused is status 401 or 403: somebody has to look at our key.
-	ReasonVAPIDRefused = "vapid_refused"
-	// ReasonRegistry means that the registry of subscriptions did not answer.
-	ReasonRegistry = "registry_unavailable"
+	ReasonNoSubscription = "no_subscription" // the user has no such subscription (any more)
+	ReasonUnsubscribed   = "unsubscribed"    // 404, 410: the consent was taken back
+	ReasonVAPIDRefused   = "vapid_refused"   // held: 401, 403; somebody has to look at our key
+	ReasonRegistry       = "registry"        // held: Redis did not answer
 )
+
+// Reasons returns all reasons, for the labels of metrics.
+func Reasons() []string {
+	return append(exchange.Reasons(), ReasonNoSubscription, ReasonUnsubscribed, ReasonVAPIDRefused, ReasonRegistry)
+}
 
 // Config says who we are to the push services.
 type Config struct {
@@ -104,7 +105,7 @@ func (c *Channel) Deliver(ctx context.Context, m *notifier.Message) error {
 	}
 	req, err := c.request(ctx, m, &sub, time.Now())
 	if err != nil {
-		return &notifier.Error{Fault: notifier.Permanent, Reason: exchange.ReasonRefused, Err: err}
+		return &notifier.Error{Fault: notifier.Permanent, Reason: exchange.ReasonRejected, Err: err}
 	}
 	answer, err := exchange.Do(c.client, req)
 	if forbidden, ok := errors.AsType[*egress.ForbiddenError](err); ok && !forbidden.Resolved {

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -169,7 +170,7 @@ func message(sub Subscription) *notifier.Message {
 func wantFault(t *testing.T, err error, fault notifier.Fault, reason string) {
 	t.Helper()
 	e, ok := errors.AsType[*notifier.Error](err)
-	if !ok || e.Fault != fault || e.Reason != reason {
+	if !ok || e.Fault != fault || e.Reason != reason || !slices.Contains(Reasons(), reason) {
 		t.Fatalf("got %v, want %v %s", err, fault, reason)
 	}
 	for _, secret := range []string{"127.0.0.1", "secret", "https", "u-1", "result"} {
@@ -281,8 +282,8 @@ func TestChannel_Deliver_answers(t *testing.T) {
 		{code: 201},
 		{code: 202},
 		{code: 204},
-		{code: 307, fault: notifier.Permanent, reason: exchange.ReasonRefused},
-		{code: 400, fault: notifier.Permanent, reason: exchange.ReasonRefused},
+		{code: 307, fault: notifier.Permanent, reason: exchange.ReasonRedirected},
+		{code: 400, fault: notifier.Permanent, reason: exchange.ReasonRejected},
 		{code: 401, fault: notifier.Held, reason: ReasonVAPIDRefused},
 		{code: 403, fault: notifier.Held, reason: ReasonVAPIDRefused},
 		{code: 404, fault: notifier.Gone, reason: ReasonUnsubscribed, gone: true},
@@ -358,7 +359,7 @@ func TestChannel_Deliver_noAnswer(t *testing.T) {
 	sub, _ := f.subscribe(t, "u-1", "/secret")
 	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Unknown, exchange.ReasonNoAnswer)
 	f.service.Close()
-	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Temporary, exchange.ReasonUnreachable)
+	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Temporary, "connect")
 	f.redis.Kill()
 	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Held, ReasonRegistry)
 	over, cancel := context.WithCancel(t.Context())
