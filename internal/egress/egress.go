@@ -262,7 +262,7 @@ type body struct {
 // Read returns io.EOF, *[http.MaxBytesError] or *[Error].
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err == nil || err == io.EOF { //nolint:errorlint // as readers return it
+	if err == nil || err == io.EOF {
 		return n, err
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {

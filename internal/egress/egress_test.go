@@ -101,17 +101,25 @@ func (n names) answer(query []byte, asked map[string]int) []byte {
 	return reply
 }
 
-func get(t *testing.T, client *Client, url string, allow []netip.Prefix) (*http.Response, error) {
+// answer is a response whose body the test closes at its end.
+type answer struct {
+	code  int
+	body  io.Reader
+	close func() error
+}
+
+func get(t *testing.T, client *Client, url string, allow []netip.Prefix) (answer, error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	resp, err := client.Do(req, allow)
-	if err == nil {
-		t.Cleanup(func() { _ = resp.Body.Close() })
+	if err != nil {
+		return answer{}, err
 	}
-	return resp, err
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	return answer{code: resp.StatusCode, body: resp.Body, close: resp.Body.Close}, nil
 }
 
 // forbidden lists an address of every kind, the IPv6 forms of 127.0.0.1 among them.
@@ -218,8 +226,8 @@ func TestClient_Do_keepsConnectionsApart(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
-		text, err := io.ReadAll(resp.Body)
-		return string(text), errors.Join(err, resp.Body.Close())
+		text, err := io.ReadAll(resp.body)
+		return string(text), errors.Join(err, resp.close())
 	}
 	first, err := call("10.0.0.0/8", "127.0.0.0/8")
 	if err != nil {
@@ -244,7 +252,7 @@ func TestClient_Do_boundsItsPools(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = resp.Body.Close()
+		_ = resp.close()
 	}
 	if n := len(client.transports); n > maxTransports {
 		t.Errorf("%d pools", n)
@@ -281,15 +289,15 @@ func TestClient_Do_followsNoRedirect(t *testing.T) {
 		w.Header().Set("Set-Cookie", "a=b")
 		http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 	}, Config{}, nil)
-	resp, err := get(t, client, srv.URL, loopback)
-	if err != nil || resp.StatusCode != http.StatusTemporaryRedirect || calls.Load() != 1 {
-		t.Errorf("%v, %v after %d calls", resp, err, calls.Load())
+	got, err := get(t, client, srv.URL, loopback)
+	if err != nil || got.code != http.StatusTemporaryRedirect || calls.Load() != 1 {
+		t.Errorf("%d, %v after %d calls", got.code, err, calls.Load())
 	}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err = client.HTTP(loopback).Do(req)
+	resp, err := client.HTTP(loopback).Do(req)
 	if err != nil || resp.StatusCode != http.StatusTemporaryRedirect || calls.Load() != 2 {
 		t.Fatalf("as http.Client: %v, %v after %d calls", resp, err, calls.Load())
 	}
@@ -333,7 +341,7 @@ func TestClient_Do_boundsAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := io.ReadAll(resp.Body)
+	body, err := io.ReadAll(resp.body)
 	if _, ok := errors.AsType[*http.MaxBytesError](err); !ok || len(body) != 4<<10 {
 		t.Errorf("read %d bytes of an endless body, %v", len(body), err)
 	}
@@ -408,7 +416,7 @@ func TestClient_Do_explains(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = io.ReadAll(resp.Body)
+	_, err = io.ReadAll(resp.body)
 	if e, ok := errors.AsType[*Error](err); !ok || e.Reason != ReasonTimeout || !e.Sent || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a body that does not come: %v", err)
 	}

@@ -20,10 +20,10 @@ const (
 	MaxKeys = 4
 	// MaxAllow bounds the allow-list of an endpoint.
 	MaxAllow = 16
-	// DefaultConcurrency is the zero value of [Endpoint].Concurrency, MaxConcurrency
-	// the highest.
+	// DefaultConcurrency is the zero value of [Endpoint].Concurrency.
 	DefaultConcurrency = 8
-	MaxConcurrency     = 1000
+	// MaxConcurrency is its highest value.
+	MaxConcurrency = 1000
 	// MaxGrace is the longest time that an old key goes on signing.
 	MaxGrace = 30 * 24 * time.Hour
 )

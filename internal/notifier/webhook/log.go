@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// LogLength and LogRetention bound the log of an endpoint; the length roughly.
-	LogLength    = 10_000
+	// LogLength is about how many records the log of an endpoint has at most.
+	LogLength = 10_000
+	// LogRetention is about how long a record is kept.
 	LogRetention = 30 * 24 * time.Hour
 
 	logPage = 100

@@ -403,7 +403,9 @@ func TestChannel_Deliver_probesWithOne(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusTooManyRequests)
 	})
-	s.send(t)
+	if err := s.send(t); err == nil {
+		t.Fatal("delivered")
+	}
 	s.pass(2 * firstPause)
 	var wg sync.WaitGroup
 	wg.Go(func() {
