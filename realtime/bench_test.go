@@ -95,7 +95,9 @@ func BenchmarkHandler_idleMemory(b *testing.B) {
 func BenchmarkStore_Deliver(b *testing.B) {
 	s, server := plain(b, realtime.Config{Buffer: 1 << 16}, inbox.Config{})
 	body := strings.Repeat("x", 200)
-	entry := func() inbox.Entry { return inbox.Entry{ID: newID(b), Kind: "lab.result.ready", Title: "A result", Body: body} }
+	entry := func() inbox.Entry {
+		return inbox.Entry{ID: newID(b), Kind: "lab.result.ready", Title: "A result", Body: body}
+	}
 	b.Run("one", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := s.Deliver(b.Context(), "ada", entry()); err != nil {

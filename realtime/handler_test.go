@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -792,6 +793,55 @@ func TestNew(t *testing.T) {
 	}
 	if _, err := realtime.New(nil, realtime.Config{Authenticate: byName}); err == nil {
 		t.Error("no client was accepted")
+	}
+}
+
+// The rights that the documentation of the package asks for are enough, and no others
+// are needed beside those of any client.
+func TestHandler_rights(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(strings.ReplaceAll(string(text), "\n// ", " "), "NAMESPACE: ")
+	list, _, _ = strings.Cut(list, ".")
+	var rights string
+	for command := range strings.FieldsSeq(strings.NewReplacer(",", " ", " and ", " ").Replace(list)) {
+		rights += " +" + command
+	}
+	cfg := testenv.Redis(t, testenv.ACL("service", "s3cret", "~postroom:inbox:{* &postroom:inbox -@all +ping"+rights),
+		testenv.RedisSetting("user worker on >s3cret ~* &* +@all")).Config()
+	worker := cfg
+	worker.Username = "worker"
+	own, err := rediskit.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = own.Close() })
+	workers, err := rediskit.Open(t.Context(), worker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = workers.Close() })
+	s := open(t, own, realtime.Config{}, inbox.Config{})
+	if s.Store, err = inbox.New(workers, inbox.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	l := transports[0].listen(t, s, "ada", inbox.Start)
+	l.until(t, "unread")
+	a, b := s.deliver(t, "ada", "a"), s.deliver(t, "ada", "b")
+	l.titles(t, 2)
+	for _, call := range [][3]string{
+		{"GET", "/notifications", ""}, {"GET", "/unread", ""},
+		{"POST", "/read", `{"ids":["` + a + `"]}`}, {"POST", "/read-all", `{"up_to":"` + b + `"}`},
+	} {
+		if status, body := s.call(t, call[0], call[1]+"?user=ada", call[2]); status != http.StatusOK {
+			t.Errorf("%s: %d %s", call[1], status, body)
+		}
+	}
+	if got := transports[0].listen(t, s, "ada", a).titles(t, 1); got != "b" {
+		t.Errorf("replayed %s", got)
 	}
 }
 

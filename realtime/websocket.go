@@ -65,13 +65,15 @@ func (h *Handler) socket(w http.ResponseWriter, r *http.Request, id Identity) {
 	conn.SetReadLimit(maxBody)
 	// The request's own context is not that of a connection which was taken over.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	// A write whose context ends would tear the connection down before it is told why.
+	read, over := context.WithCancel(ctx)
 	var reader sync.WaitGroup
 	var refused error
 	reader.Go(func() {
-		defer cancel()
+		defer over()
 		refused = h.receive(ctx, conn, id.User)
 	})
-	end := h.follow(ctx, c, socket{ctx: ctx, conn: conn})
+	end := h.follow(read, c, socket{ctx: ctx, conn: conn})
 	switch end {
 	case expired:
 		_ = conn.Close(websocket.StatusPolicyViolation, "the session has expired")

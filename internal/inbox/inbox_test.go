@@ -535,6 +535,37 @@ func TestStore_List_spoiltEntry(t *testing.T) {
 	}
 }
 
+// The commands that a worker needs, for docs.
+func TestStore_rights(t *testing.T) {
+	t.Parallel()
+	cfg := testenv.Redis(t, testenv.ACL("worker", "s3cret", "~postroom:inbox:{* &postroom:inbox:staging -@all +ping +subscribe"+
+		" +evalsha +eval +time +xrange +xrevrange +xlen +xadd +xdel +zadd +zrem +zcard +zscore +zremrangebyscore"+
+		" +zremrangebyrank +pexpire +pttl +hget +hmget +hset +get +set +publish")).Config()
+	cfg.Service = "staging"
+	client, err := rediskit.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	f := setup(t, client, Config{MaxEntries: 1})
+	id := newID(t)
+	claim := Claim{Dedupe: "d", DedupeFor: time.Hour, Collapse: "c", Keep: time.Hour}
+	for range 2 {
+		if o, err := f.Claim(t.Context(), "ada", id, claim); err != nil || o != Accepted {
+			t.Fatal(o, err)
+		}
+	}
+	f.deliver(t, Entry{ID: id, Collapse: "c"})
+	f.deliver(t, Entry{Collapse: "c"})
+	f.deliver(t, Entry{})
+	if got := f.state(t, id); got != "delivered true, read false" {
+		t.Error(got)
+	}
+	if over, err := f.Superseded(t.Context(), "ada", "c", id); err != nil || !over {
+		t.Error(over, err)
+	}
+}
+
 // What was deleted is found although Redis' own field does not tell of it.
 func TestStore_Since_afterFlush(t *testing.T) {
 	t.Parallel()
