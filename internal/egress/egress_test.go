@@ -356,17 +356,11 @@ func TestClient_Do_explains(t *testing.T) {
 	t.Parallel()
 	hang := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body); <-r.Context().Done() }
 	srv, client := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/break":
+		if r.URL.Path == "/break" {
 			panic(http.ErrAbortHandler)
-		case "/stall":
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush()
-			hang(w, r)
-		default:
-			hang(w, r)
 		}
-	}, Config{HeaderTimeout: 100 * time.Millisecond, Timeout: 200 * time.Millisecond}, names{"example.com": {"127.0.0.1"}, "other.test": {"127.0.0.1"}})
+		hang(w, r)
+	}, Config{HeaderTimeout: 100 * time.Millisecond, Timeout: time.Minute, DialTimeout: time.Minute, TLSTimeout: time.Minute}, names{"example.com": {"127.0.0.1"}, "other.test": {"127.0.0.1"}})
 	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
 
 	old := httptest.NewUnstartedServer(http.HandlerFunc(hang))
@@ -412,15 +406,6 @@ func TestClient_Do_explains(t *testing.T) {
 		}
 	}
 
-	resp, err := get(t, client, srv.URL+"/stall", loopback)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = io.ReadAll(resp.body)
-	if e, ok := errors.AsType[*Error](err); !ok || e.Reason != ReasonTimeout || !e.Sent || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a body that does not come: %v", err)
-	}
-
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL, nil)
@@ -429,6 +414,24 @@ func TestClient_Do_explains(t *testing.T) {
 	}
 	if _, err := client.Do(req, loopback); !errors.Is(err, context.Canceled) { //nolint:bodyclose // there is none
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// The time of a request is over although its body is still coming.
+func TestClient_Do_boundsTheBodysTime(t *testing.T) {
+	t.Parallel()
+	srv, client := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "x")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}, Config{Timeout: 5 * time.Second}, nil) // of which the handshake must not take all
+	resp, err := get(t, client, srv.URL, loopback)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(resp.body)
+	if e, ok := errors.AsType[*Error](err); !ok || string(text) != "x" || e.Reason != ReasonTimeout || !e.Sent || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("read %q, %v", text, err)
 	}
 }
 
