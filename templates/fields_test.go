@@ -14,7 +14,9 @@ func TestFieldCheck(t *testing.T) {
 			"name": {"type": "string"}, "secret": {"type": "string", "private": true},
 			"place": {"$ref": "#/$defs/place"},
 			"items": {"type": "array", "items": {"type": "object", "properties": {"title": {"type": "string"}}}},
-			"extra": {"type": "object", "additionalProperties": {"type": "string"}}},
+			"extra": {"type": "object", "additionalProperties": {"type": "string"}},
+			"safe": {"type": "object", "private": true, "properties": {"pin": {"type": "string"}}},
+			"mixed": {"type": "object", "properties": {"street": {"type": "string"}}, "additionalProperties": {"type": "string", "private": true}}},
 		"anyOf": [{"properties": {"alt": {"type": "string"}}}, {"properties": {"name": {"minLength": 1}}}]}`), &zones{})
 	if err != nil {
 		t.Fatal(err)
@@ -44,9 +46,12 @@ func TestFieldCheck(t *testing.T) {
 		`{{.place | printf "%v"}}{{.items}}`: {"1 printf prints a whole", "1 {{.items}} prints a whole"},
 		`{{template "preheader" .}}{{define "preheader"}}{{.secret}}{{end}}{{.secret}}`:                             {"1 private field secret in the preheader"},
 		`{{template "preheader" .place}}{{define "preheader"}}{{with .door}}{{.code}}{{end}}{{end}}`:                {"1 private field code in the preheader"},
+		`{{template "preheader" .safe}}{{define "preheader"}}{{.pin}}{{end}}`:                                       {"1 private field pin in the preheader"},
+		`{{template "preheader" .}}{{define "preheader"}}{{index .mixed "street"}}{{end}}`:                          nil,
+		`{{template "preheader" .}}{{define "preheader"}}{{index .mixed "other"}}{{end}}`:                           {`1 "other" takes a whole object or list and with it the private field of any other name`},
 		`{{template "preheader" .secret}}{{define "preheader"}}{{.}}{{end}}`:                                        {"1 private field . in the preheader"},
 		`{{template "preheader" .secret}}{{define "preheader"}}{{$}}{{end}}`:                                        {"1 private field $ in the preheader"},
-		`{{template "preheader" .}}{{define "preheader"}}{{range .}}{{printf "%v" .}}{{end}}{{end}}`:                {"1 . takes a whole object or list and with it the private field code into the preheader"},
+		`{{template "preheader" .}}{{define "preheader"}}{{range .}}{{printf "%v" .}}{{end}}{{end}}`:                {"1 . takes a whole object or list and with it the private field of any other name into the preheader"},
 		`{{template "preheader" .}}{{define "preheader"}}{{template "s" .}}{{end}}{{define "s"}}{{.secret}}{{end}}`: {"1 private field secret in the preheader"},
 		`{{mso "<b>"}}{{mso .name}}{{mso (printf "x")}}{{with "x"}}{{mso .}}{{end}}`:                                {"1 mso takes one literal", "1 mso takes one literal", "1 mso takes one literal"},
 	} {
