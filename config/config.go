@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/mail"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -15,6 +16,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/medicalink/postroom/internal/mailer"
+	"github.com/medicalink/postroom/internal/notifier/sms"
+	"github.com/medicalink/postroom/internal/notifier/webpush"
 	"github.com/medicalink/postroom/rediskit"
 )
 
@@ -56,6 +59,17 @@ type Config struct {
 	Mail mailer.Config
 	// MailFrom is an address with an optional name; empty if not set.
 	MailFrom string
+	// AppURL is the address of the platform's pages without a slash at its end; empty
+	// if not set.
+	AppURL string
+	// ActionHosts are further hosts that notifications may lead to.
+	ActionHosts []string
+	// PushKey is the VAPID key and PushSubject who is to be told of trouble with it; nil
+	// and empty if there is no Web Push.
+	PushKey     *webpush.Key
+	PushSubject string
+	// SMS is the account of the gateway; nil if there is none.
+	SMS *sms.Config
 	// TemplatesDir is an existing directory or empty.
 	TemplatesDir string
 	// MonitorAddr is host:port.
@@ -71,7 +85,7 @@ type Config struct {
 var (
 	// The same alphabets as the queue names and namespaces of package tasks.
 	namespace  = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,30}$`)
-	emailQueue = regexp.MustCompile(`^email:[a-z0-9_-]{1,24}$`)
+	queueName  = regexp.MustCompile(`^(email|notification):[a-z0-9_-]{1,24}$`)
 	dnsName    = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 	bcryptHash = regexp.MustCompile(`^\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}$`)
 	userName   = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,64}$`)
@@ -93,6 +107,10 @@ func Load(environ []string, dir string) (Config, error) {
 	c.ShutdownTimeout = r.duration("SHUTDOWN_TIMEOUT", time.Second, time.Hour)
 	c.Mail = r.mail()
 	c.MailFrom = r.mailFrom()
+	c.AppURL = r.appURL()
+	c.ActionHosts = r.hosts("ACTION_HOSTS")
+	c.PushKey, c.PushSubject = r.push()
+	c.SMS = r.sms()
 	c.TemplatesDir = r.filePath("TEMPLATES_DIR", true)
 	c.MonitorAddr = r.address("MONITOR_ADDR")
 	c.MonitorUsers = r.users()
@@ -172,7 +190,7 @@ func (r *reader) address(name string) string {
 
 func (r *reader) queues(namespace string) map[string]int {
 	const want = "want NAME=WEIGHT, comma-separated, such as email:critical=6,email:default=3,email:bulk=1; " +
-		"names begin with email: (this version serves no other jobs) and leave QUEUE_NAMESPACE out; weights are 1 to 1000"
+		"names begin with email: or notification: (there are no other jobs) and leave QUEUE_NAMESPACE out; weights are 1 to 1000"
 	queues := map[string]int{}
 	for entry := range strings.SplitSeq(r.text("QUEUES"), ",") {
 		name, weight, weighted := strings.Cut(strings.TrimSpace(entry), "=")
@@ -181,7 +199,7 @@ func (r *reader) queues(namespace string) map[string]int {
 		if weighted {
 			n, err = strconv.Atoi(weight)
 		}
-		if err != nil || n < 1 || n > 1000 || !emailQueue.MatchString(name) {
+		if err != nil || n < 1 || n > 1000 || !queueName.MatchString(name) {
 			r.wrong("QUEUES", want)
 			return nil
 		}
@@ -248,6 +266,75 @@ func (r *reader) mailFrom() string {
 		}
 	}
 	return value
+}
+
+// appURL accepts http for the hosts of a developer's own machine only: links in emails
+// and pushes carry what they lead to past every network between.
+func (r *reader) appURL() string {
+	raw := r.text("APP_URL")
+	if raw == "" {
+		return ""
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+		u.Scheme != "https" && !(u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1")) {
+		r.wrong("APP_URL", "want https://host without a query, such as https://app.medicalink.example")
+		return ""
+	}
+	return strings.TrimSuffix(raw, "/")
+}
+
+func (r *reader) push() (*webpush.Key, string) {
+	raw, subject := r.text("VAPID_PRIVATE_KEY"), r.text("VAPID_SUBJECT")
+	if raw == "" && subject == "" {
+		return nil, ""
+	}
+	for _, name := range []string{"VAPID_PRIVATE_KEY", "VAPID_SUBJECT"} {
+		if !r.isSet(name) {
+			r.problem(name, SourceDefault, "", "is not set: VAPID_PRIVATE_KEY and VAPID_SUBJECT go together")
+			return nil, ""
+		}
+	}
+	key, err := webpush.ParseKey(Secret(raw))
+	if err != nil {
+		r.wrong("VAPID_PRIVATE_KEY", "want the 32 bytes of a P-256 private key in base64url, or its PEM: "+err.Error())
+	}
+	if err := webpush.CheckSubject(subject); err != nil {
+		r.wrong("VAPID_SUBJECT", "want mailto: with an address, or an https URL: "+err.Error())
+	}
+	return key, subject
+}
+
+func (r *reader) sms() *sms.Config {
+	raw := r.text("SMS_URL")
+	if raw == "" {
+		return nil
+	}
+	c, err := sms.ParseURL(Secret(raw))
+	if err != nil {
+		r.wrong("SMS_URL", err.Error())
+		return nil
+	}
+	return &c
+}
+
+func (r *reader) hosts(name string) []string {
+	var hosts []string
+	if raw := r.text(name); raw != "" {
+		for host := range strings.SplitSeq(raw, ",") {
+			host = strings.TrimSpace(host)
+			bare, port, err := net.SplitHostPort(host)
+			if err != nil {
+				bare, port = host, "443"
+			}
+			if _, err := strconv.ParseUint(port, 10, 16); err != nil || !dnsName.MatchString(bare) {
+				r.wrong(name, "want host names, comma-separated, such as portal.medicalink.example")
+				return nil
+			}
+			hosts = append(hosts, strings.ToLower(host))
+		}
+	}
+	return hosts
 }
 
 func (r *reader) users() []MonitorUser {

@@ -51,8 +51,8 @@ func Reference() []Variable {
 		},
 
 		{
-			Name: "QUEUES", Default: "email:critical=6,email:default=3,email:bulk=1",
-			Doc: "Queues to consume and their weights (1 to 1000): with 6, 3 and 1 a full bulk queue gets every tenth job. Names begin with email:, the only kind of job that this version serves, and do not repeat the namespace.",
+			Name: "QUEUES", Default: "email:critical=6,email:default=3,email:bulk=1,notification:critical=6,notification:default=3,notification:bulk=1",
+			Doc: "Queues to consume and their weights (1 to 1000): with 6, 3 and 1 a full bulk queue gets every tenth job of its kind. Names begin with email: or notification: and do not repeat the namespace. A worker can serve one kind only.",
 		},
 		{Name: "STRICT_PRIORITY", Default: "false", Doc: "true empties a heavier queue before a lighter one is looked at: bulk mail then waits as long as critical mail keeps coming."},
 		{Name: "QUEUE_NAMESPACE", Example: "staging", Doc: "Put in front of every queue name (staging:email:default), so that environments can share a Redis. Producers and workers need the same."},
@@ -70,6 +70,20 @@ func Reference() []Variable {
 			Doc: "SMTP providers, comma-separated and tried in order: smtp:// (STARTTLS) or smtps:// (TLS). Special characters in user and password are percent-encoded. Needed by worker run and worker check.",
 		},
 		{Name: "MAIL_FROM", Example: "MedicaLink <no-reply@medicalink.example>", Doc: "Sender of messages that name none. Needed by worker run and worker check."},
+		{
+			Name: "APP_URL", Example: "https://app.medicalink.example",
+			Doc: "Address of the platform's pages: notifications lead to paths below it. Without it they carry no link outside the app.",
+		},
+		{Name: "ACTION_HOSTS", Example: "portal.medicalink.example", Doc: "Further hosts, comma-separated, that a notification may lead to; all others are refused, so that nobody who can enqueue can phish."},
+		{
+			Name: "VAPID_PRIVATE_KEY", Secret: true, Example: "base64url-of-32-bytes",
+			Doc: "Key for Web Push (RFC 8292), base64url or PEM; worker push-key makes one. Browsers subscribe with its public part: changing it ends every subscription. Without it there is no channel push.",
+		},
+		{Name: "VAPID_SUBJECT", Example: "mailto:operations@medicalink.example", Doc: "Where push services reach you when something is wrong: a mailto: or https: address. Goes with VAPID_PRIVATE_KEY."},
+		{
+			Name: "SMS_URL", Secret: true, Example: "twilio://ACCOUNT_SID:AUTH_TOKEN@api.twilio.com?from=+15551234567",
+			Doc: "Account of the SMS gateway (Twilio's Messages API), with from=NUMBER or service=MESSAGING_SERVICE_SID. Without it there is no channel sms.",
+		},
 		{Name: "TEMPLATES_DIR", Example: "/etc/postroom/templates", Doc: "Directory of templates that replace or add to the built-in ones."},
 		{Name: "DKIM_DOMAIN", Example: "medicalink.example", Doc: "Domain that signs messages. The three DKIM variables go together; without them signing is left to the provider."},
 		{Name: "DKIM_SELECTOR", Example: "postroom2026", Doc: "Selector: the public key is in DNS at SELECTOR._domainkey.DOMAIN."},

@@ -24,6 +24,6 @@ Settings come from the environment and from a .env file in the working
 directory; "worker check" shows what they amount to and tries them.`,
 	}
 	root.AddCommand(newRunCommand(p), newDevCommand(p), newCheckCommand(p), newMonitorCommand(p), newVersionCommand())
-	root.AddCommand(newWebhookCommand(p), newChatCommand(p))
+	root.AddCommand(newWebhookCommand(p), newChatCommand(p), newPushKeyCommand(p))
 	return root
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/medicalink/postroom/internal/cli"
 	"github.com/medicalink/postroom/internal/lifecycle"
 	"github.com/medicalink/postroom/internal/mailer"
+	"github.com/medicalink/postroom/internal/notifier/webhook"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/monitor"
 	"github.com/medicalink/postroom/rediskit"
@@ -31,7 +32,7 @@ func newRunCommand(p cli.Process) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Consume the queues until told to stop",
-		Long: `run consumes the queues and delivers each job. It serves health and the
+		Long: `run consumes the queues and delivers each email and notification. It serves health and the
 dashboard on MONITOR_ADDR.
 
 SIGTERM or Ctrl-C stops it: no new jobs are taken, running ones finish for up to
@@ -96,12 +97,23 @@ func run(ctx context.Context, cfg config.Config, log zerolog.Logger) (err error)
 	}
 	started.Add("mailer", mail.Close)
 
+	channels, client, err := newChannels(cfg, rdb)
+	if err != nil {
+		return err
+	}
+	started.Add("channels", func(context.Context) error { client.Close(); return nil })
+
 	w, err := worker.New(worker.Config{
 		Queues:          cfg.Queues,
 		StrictPriority:  cfg.StrictPriority,
 		Concurrency:     cfg.Concurrency,
 		ShutdownTimeout: cfg.ShutdownTimeout,
+		Namespace:       cfg.Namespace,
 		From:            cfg.MailFrom,
+		AppURL:          cfg.AppURL,
+		ActionHosts:     cfg.ActionHosts,
+		Channels:        channels,
+		Webhooks:        webhook.NewLog(rdb, cfg.Namespace),
 	}, rdb, set, mail, log)
 	if err != nil {
 		return err

@@ -11,7 +11,8 @@
 //
 // Errors have classes, a closed set ([Outcome]):
 //
-//	sent       accepted by the relay, now or by an earlier attempt
+//	sent       accepted by the relay or the other side, now or by an earlier attempt
+//	skipped    not called for any more: read, switched off, replaced by a newer one
 //	expired    past its deadline: dropped and counted, never sent
 //	retry      temporary: tried again after the class's schedule, costs an attempt
 //	deferred   not the job's fault (provider, Redis, shutdown): tried again, costs none

@@ -85,7 +85,7 @@ func (w *Worker) unsent(ctx context.Context, j *job, a *ledger.Attempt, err erro
 
 	case errors.Is(err, ledger.ErrSuperseded):
 		a.Release(ctx) // says nothing to the attempt that has the job now: the token is another
-		f := fail(OutcomeDeferred, reasonSuperseded, ledger.ErrSuperseded)
+		f := fail(OutcomeDeferred, reasonTakenOver, ledger.ErrSuperseded)
 		f.after = w.cfg.DoubtWait
 		return f
 	}

@@ -27,6 +27,7 @@ const (
 	OutcomeRejected Outcome = "rejected"
 	OutcomeUnknown  Outcome = "unknown"
 	OutcomePoison   Outcome = "poison"
+	OutcomeSkipped  Outcome = "skipped"
 )
 
 // failure is the only error a handler's shell returns to asynq, which stores
@@ -36,6 +37,7 @@ type failure struct {
 	reason  string        // a closed set of words, as a label
 	text    string        // for people; clean
 	after   time.Duration // pause before the next attempt; 0: by the class's schedule
+	until   time.Time     // the very time of the next attempt, in place of after
 	err     error         // for errors.Is; never printed
 }
 
@@ -67,7 +69,10 @@ func fail(o Outcome, reason string, err error) *failure {
 	return f
 }
 
-// Reasons that are not the mailer's.
+// skip is the end of a job that is not called for any more.
+func skip(reason string) *failure { return &failure{outcome: OutcomeSkipped, reason: reason} }
+
+// Reasons that are not those of the mailer or of a channel.
 const (
 	reasonExpired     = "expired"
 	reasonUndecodable = "undecodable"
@@ -78,11 +83,22 @@ const (
 	reasonPoison      = "poison"
 	reasonInDoubt     = "in_doubt"
 	reasonGaveUp      = "gave_up"
-	reasonSuperseded  = "superseded"
+	reasonTakenOver   = "taken_over"
 	reasonLedger      = "ledger"
 	reasonShutdown    = "shutdown"
 	reasonTimeout     = "timeout"
 	reasonInternal    = "internal"
+	reasonRedis       = "redis"
+
+	reasonDuplicate     = "duplicate"
+	reasonSuperseded    = "superseded"
+	reasonPreference    = "preference"
+	reasonQuietHours    = "quiet_hours"
+	reasonRead          = "read"
+	reasonSentBefore    = "sent_before"
+	reasonNoTarget      = "no_target"
+	reasonClosedBefore  = "closed_before"
+	reasonNotConfigured = "not_configured"
 )
 
 // mailAddress finds what looks like an address, in any script and generously:
@@ -132,8 +148,13 @@ const leaseDelay = time.Second
 
 // retryDelay says when a failed job is tried again.
 func retryDelay(retried int, err error, t *asynq.Task) time.Duration {
-	if f, ok := errors.AsType[*failure](err); ok && f.after > 0 {
-		return later(f.after)
+	if f, ok := errors.AsType[*failure](err); ok {
+		switch {
+		case !f.until.IsZero():
+			return max(time.Until(f.until), 0)
+		case f.after > 0:
+			return later(f.after)
+		}
 	}
 	if errors.Is(err, asynq.ErrLeaseExpired) || errors.Is(err, context.Canceled) {
 		return leaseDelay

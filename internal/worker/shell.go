@@ -55,7 +55,7 @@ func (w *Worker) handle(ctx context.Context, t *asynq.Task) error {
 	j := newJob(ctx, t)
 	f := w.shell(ctx, j, w.handlers[t.Type()])
 	w.report(j, f, time.Since(start))
-	if f == nil {
+	if f == nil || f.outcome == OutcomeSkipped {
 		return nil // not f: a nil *failure is not a nil error
 	}
 	return f
@@ -162,7 +162,7 @@ func (w *Worker) judge(j *job, f *failure) *failure {
 	if j.policy.GiveUp > 0 && j.record.Since > j.policy.GiveUp {
 		return fail(OutcomeRejected, reasonGaveUp, fmt.Errorf("no success for %v; the last failure was %w", j.policy.GiveUp, f))
 	}
-	if f.outcome == OutcomeDeferred && f.after == 0 {
+	if f.outcome == OutcomeDeferred && f.after == 0 && f.until.IsZero() {
 		f.after = w.pause(j, j.record)
 	}
 	return f
@@ -212,6 +212,8 @@ func (w *Worker) report(j *job, f *failure, took time.Duration) {
 	switch {
 	case f == nil:
 		e = w.log.Info()
+	case f.outcome == OutcomeSkipped:
+		outcome, e = f.outcome, w.log.Info()
 	case f.outcome == OutcomeRejected || f.outcome == OutcomeUnknown || f.outcome == OutcomePoison:
 		outcome, e = f.outcome, w.log.Error()
 	default:
@@ -220,7 +222,10 @@ func (w *Worker) report(j *job, f *failure, took time.Duration) {
 	e = e.Str(fieldTask, j.id).Str(fieldType, j.kind).Str(fieldQueue, j.queue).
 		Int(fieldAttempt, max(j.record.Attempts, 1)).Dur(fieldDuration, took).Str(fieldOutcome, string(outcome))
 	if f != nil {
-		e = e.Str(fieldReason, f.reason).Str("error", f.Error())
+		e = e.Str(fieldReason, f.reason)
+	}
+	if f != nil && f.outcome != OutcomeSkipped {
+		e = e.Str("error", f.Error())
 	}
 	if j.provider != "" {
 		e = e.Str(fieldProvider, j.provider)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -13,9 +15,15 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/medicalink/postroom/internal/audit"
+	"github.com/medicalink/postroom/internal/digest"
 	"github.com/medicalink/postroom/internal/engine"
+	"github.com/medicalink/postroom/internal/inbox"
 	"github.com/medicalink/postroom/internal/ledger"
 	"github.com/medicalink/postroom/internal/mailer"
+	"github.com/medicalink/postroom/internal/notifier"
+	"github.com/medicalink/postroom/internal/notifier/webhook"
+	"github.com/medicalink/postroom/preferences"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/tasks"
 	"github.com/medicalink/postroom/templates"
@@ -33,8 +41,23 @@ type Config struct {
 	// ShutdownTimeout is how long Stop lets running jobs finish before it hands
 	// them back. Default 30 s. The container's grace period must be longer.
 	ShutdownTimeout time.Duration
+	// Namespace is the part of the queue names in front of email: and notification:,
+	// without the colon. Empty for none.
+	Namespace string
 	// From is the sender of a message that names none. Required.
 	From string
+	// AppURL is where the platform's pages are, such as https://app.medicalink.example:
+	// in front of the paths that notifications lead to. Without it they carry no link
+	// outside the app.
+	AppURL string
+	// ActionHosts are further hosts, with a port if it is not the usual one, that a
+	// notification may lead to.
+	ActionHosts []string
+	// Channels are the ways out for notifications: push, sms, chat and webhook. A step
+	// on one that is missing is archived. In-app and email need none.
+	Channels map[tasks.Channel]notifier.Channel
+	// Webhooks keeps the webhooks that went out, for replays. Nil keeps none.
+	Webhooks *webhook.Log
 
 	// Liveness is how long after its last sign of life a process counts as dead
 	// and its jobs are handed to others. Default 15 s.
@@ -101,6 +124,15 @@ type Worker struct {
 	templates *templates.Set
 	mail      *mailer.Mailer
 	log       zerolog.Logger
+	now       func() time.Time
+
+	// For notifications.
+	producer    *tasks.Producer
+	inbox       *inbox.Store
+	preferences *preferences.Store
+	digests     *digest.Store
+	audit       *audit.Log
+	push        lister
 
 	handlers map[string]handlerFunc // by job type
 
@@ -147,9 +179,18 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 		templates: set,
 		mail:      mail,
 		log:       log,
+		now:       time.Now,
 		slots:     semaphore.NewWeighted(int64(cfg.Concurrency)),
 	}
-	w.handlers = map[string]handlerFunc{tasks.TypeEmail: w.sendEmail}
+	if err := w.setUpNotifications(); err != nil {
+		return nil, err
+	}
+	w.handlers = map[string]handlerFunc{
+		tasks.TypeEmail:        w.sendEmail,
+		tasks.TypeNotification: w.sendNotification,
+		tasks.TypeDelivery:     w.deliver,
+		tasks.TypeDigest:       w.closeDigest,
+	}
 	w.giveUp, w.doGive = context.WithCancelCause(context.Background())
 	w.cutOff, w.doCut = context.WithCancelCause(context.Background())
 	w.server, err = engine.NewServer(rdb.Dedicated("asynq"), rdb.Dedicated("engine"), engine.Config{
@@ -168,9 +209,42 @@ func New(cfg Config, rdb *rediskit.Client, set *templates.Set, mail *mailer.Mail
 	return w, nil
 }
 
+// A lister is a channel with several targets for one user.
+type lister interface {
+	Targets(ctx context.Context, user string) ([]string, error)
+}
+
+func (w *Worker) setUpNotifications() error {
+	producer, err := tasks.NewProducer(w.rdb, tasks.FromService("postroom"), tasks.Namespace(w.cfg.Namespace))
+	if err != nil {
+		return fmt.Errorf("set up notifications: %w", err)
+	}
+	w.inbox, err = inbox.New(w.rdb, inbox.Config{Namespace: w.cfg.Namespace})
+	if err != nil {
+		return fmt.Errorf("set up notifications: %w", err)
+	}
+	w.producer = producer
+	w.preferences = preferences.NewStore(w.rdb, w.cfg.Namespace)
+	w.digests = digest.NewStore(w.rdb, w.cfg.Namespace)
+	w.audit = audit.NewLog(w.rdb)
+	w.push, _ = w.cfg.Channels[tasks.ChannelPush].(lister)
+	return nil
+}
+
+// bare returns a queue's name without the namespace.
+func (w *Worker) bare(queue string) string {
+	if w.cfg.Namespace == "" {
+		return queue
+	}
+	return strings.TrimPrefix(queue, w.cfg.Namespace+":")
+}
+
 // admit keeps mail in its queue while no relay works: a job that is fetched only
 // to be deferred costs its place in the line.
-func (w *Worker) admit(string) (n int, again time.Duration) {
+func (w *Worker) admit(queue string) (n int, again time.Duration) {
+	if !strings.HasPrefix(w.bare(queue), "email:") {
+		return math.MaxInt, 0
+	}
 	n, again = w.mail.Admit()
 	switch {
 	case n == 0 && w.rests.CompareAndSwap(false, true):
