@@ -150,7 +150,7 @@ func TestStore_TellsOfWhatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	client := testenv.Redis(t).Open(t)
 	store := NewStore(client, "")
-	if err := client.Set(t.Context(), "postroom:preferences:{u-1}", "secret", 0).Err(); err != nil {
+	if err := client.Set(t.Context(), "postroom:preferences:{:u-1}", "secret", 0).Err(); err != nil {
 		t.Fatal(err)
 	}
 	// Sending to somebody who may have switched it off would be worse.

@@ -20,10 +20,9 @@ type Store struct {
 // NewStore returns the store in rdb. namespace is the QUEUE_NAMESPACE of the workers
 // that read it, or empty.
 func NewStore(rdb redis.UniversalClient, namespace string) *Store {
-	if namespace != "" {
-		namespace += ":"
-	}
-	return &Store{rdb: rdb, prefix: "postroom:preferences:{" + namespace}
+	// The colon is there without a namespace too: the user staging:ada is not the user
+	// ada of staging.
+	return &Store{rdb: rdb, prefix: "postroom:preferences:{" + namespace + ":"}
 }
 
 // ErrUser is returned for a user id that no notification can have, see

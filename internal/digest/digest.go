@@ -41,10 +41,9 @@ type Store struct {
 
 // NewStore returns the digests of a namespace in rdb.
 func NewStore(rdb redis.UniversalClient, namespace string) *Store {
-	if namespace != "" {
-		namespace += ":"
-	}
-	return &Store{rdb: rdb, prefix: "postroom:digest:{" + namespace}
+	// The colon is there without a namespace too: the user staging:ada is not the user
+	// ada of staging.
+	return &Store{rdb: rdb, prefix: "postroom:digest:{" + namespace + ":"}
 }
 
 // keys returns those of a digest: what it is at, its items, and the ids seen lately.

@@ -169,10 +169,9 @@ func NewSubscriptions(rdb redis.UniversalClient, namespace string) (*Subscriptio
 	if strings.ContainsAny(namespace, "{}") {
 		return nil, errors.New("push subscriptions: the namespace has a brace")
 	}
-	if namespace != "" {
-		namespace += ":"
-	}
-	return &Subscriptions{rdb: rdb, namespace: namespace}, nil
+	// The colon is there without a namespace too: the user staging:ada is not the user
+	// ada of staging.
+	return &Subscriptions{rdb: rdb, namespace: namespace + ":"}, nil
 }
 
 // userKey and ownerKey are never used in one script: they are in different slots.

@@ -410,7 +410,7 @@ func TestNewSubscriptions(t *testing.T) {
 		t.Error("one environment sees the other's")
 	}
 	for key, want := range map[string]string{
-		plain.userKey("u-1"): "postroom:push:{u-1}", staging.userKey("u-1"): "postroom:push:{staging:u-1}",
+		plain.userKey("u-1"): "postroom:push:{:u-1}", staging.userKey("u-1"): "postroom:push:{staging:u-1}",
 		staging.ownerKey("ab"): "postroom:push:endpoint:{staging:ab}",
 	} {
 		if key != want {
