@@ -282,6 +282,29 @@ func TestStore_Deliver_forgetsWhatIsOld(t *testing.T) {
 	}
 }
 
+// What is remembered of a user has a bound, however many notifications come.
+func TestStore_Deliver_boundsRecords(t *testing.T) {
+	t.Parallel()
+	f := setup(t, namespaced(t), Config{})
+	members := make([]redis.Z, maxRecords)
+	now := float64(time.Now().Add(-time.Hour).UnixMilli())
+	for i := range members {
+		members[i] = redis.Z{Score: now + float64(i), Member: fmt.Sprint("n", i)}
+	}
+	seen := f.keys("ada")[2]
+	if err := f.rdb.ZAdd(t.Context(), seen, members...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	id := newID(t)
+	f.deliver(t, Entry{ID: id})
+	if n, err := f.rdb.ZCard(t.Context(), seen).Result(); err != nil || n != maxRecords {
+		t.Errorf("%d records, %v", n, err)
+	}
+	if old, young := f.state(t, "n0"), f.state(t, id); old != "delivered false, read false" || young != "delivered true, read false" {
+		t.Errorf("the oldest: %s; the newest: %s", old, young)
+	}
+}
+
 func TestStore_keysExpire(t *testing.T) {
 	t.Parallel()
 	f := setup(t, namespaced(t), Config{MaxAge: time.Hour})
