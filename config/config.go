@@ -278,7 +278,7 @@ func (r *reader) appURL() string {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
 		u.Scheme != "https" && !(u.Scheme == "http" && (u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1")) {
-		r.wrong("APP_URL", "want https://host without a query, such as https://app.medicalink.example")
+		r.problem("APP_URL", r.settings["APP_URL"].Source, maskURLs(raw), "want https://host without user and query, such as https://app.medicalink.example")
 		return ""
 	}
 	return strings.TrimSuffix(raw, "/")
@@ -312,7 +312,7 @@ func (r *reader) sms() *sms.Config {
 	}
 	c, err := sms.ParseURL(Secret(raw))
 	if err != nil {
-		r.wrong("SMS_URL", err.Error())
+		r.wrong("SMS_URL", "want twilio://ACCOUNT_SID:AUTH_TOKEN@api.twilio.com?from=%2B15551234567: "+strings.ReplaceAll(err.Error(), "\n", "; "))
 		return nil
 	}
 	return &c

@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 	"pgregory.net/rapid"
 
+	"github.com/medicalink/postroom/internal/notifier/webpush"
 	"github.com/medicalink/postroom/rediskit"
 )
 
@@ -46,7 +47,9 @@ func TestLoad_defaults(t *testing.T) {
 	redis := rediskit.Config{Addrs: []string{"127.0.0.1:6379"}, Service: "postroom"}
 	want := Config{
 		Service: "postroom", Redis: redis, CacheRedis: redis,
-		Queues:      map[string]int{"email:critical": 6, "email:default": 3, "email:bulk": 1},
+		Queues: map[string]int{
+			"email:critical": 6, "email:default": 3, "email:bulk": 1, "notification:critical": 6, "notification:default": 3, "notification:bulk": 1,
+		},
 		Concurrency: 20, ShutdownTimeout: 30 * time.Second,
 		MonitorAddr: "127.0.0.1:8080", LogLevel: zerolog.InfoLevel, LogFormat: LogJSON,
 		settings: got.settings,
@@ -77,6 +80,10 @@ func TestLoad_everything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	push, err := webpush.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
 	hash := "$2y$12$" + strings.Repeat("a", 53)
 	dir := setup(t, map[string]string{
 		"dkim.pem": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
@@ -86,9 +93,11 @@ func TestLoad_everything(t *testing.T) {
 	got, err := Load([]string{
 		"SERVICE_NAME=mailroom", "REDIS_HOST=redis.example", "REDIS_PORT=6380", "REDIS_USERNAME=alice", "REDIS_PASSWORD= p#w ",
 		"REDIS_TLS=true", "REDIS_DB=3", "REDIS_CA_FILE=ca.pem", "REDIS_CERT_FILE=client.pem", "REDIS_KEY_FILE=client.key",
-		"CACHE_REDIS_URL=rediss://cache", "QUEUES=email:critical=2, email:vip", "STRICT_PRIORITY=true", "QUEUE_NAMESPACE=staging",
+		"CACHE_REDIS_URL=rediss://cache", "QUEUES=email:critical=2, email:vip, notification:vip=3", "STRICT_PRIORITY=true", "QUEUE_NAMESPACE=staging",
 		"WORKER_CONCURRENCY=50", "SHUTDOWN_TIMEOUT=2m", "SMTP_URL_FILE=smtp", "MAIL_FROM=MedicaLink <no-reply@medicalink.example>",
 		"TEMPLATES_DIR=.", "DKIM_DOMAIN=medicalink.example", "DKIM_SELECTOR=s1", "DKIM_KEY_FILE=dkim.pem",
+		"APP_URL=https://app.example/", "ACTION_HOSTS=Portal.example, b.example:8443", "VAPID_SUBJECT=mailto:ops@example.com",
+		"VAPID_PRIVATE_KEY=" + string(push.PrivateKey()), "SMS_URL=twilio://AC" + strings.Repeat("0", 32) + ":s3cret@api.twilio.com?from=%2B15551234567",
 		"MONITOR_ADDR=localhost:9090", "MONITOR_USERS=ada:" + hash, "LOG_LEVEL=debug", "LOG_FORMAT=text",
 	}, dir)
 	if err != nil {
@@ -110,7 +119,7 @@ func TestLoad_everything(t *testing.T) {
 	if !reflect.DeepEqual(got.CacheRedis, cache) {
 		t.Errorf("CacheRedis = %#v", got.CacheRedis)
 	}
-	if want := map[string]int{"staging:email:critical": 2, "staging:email:vip": 1}; !maps.Equal(got.Queues, want) {
+	if want := map[string]int{"staging:email:critical": 2, "staging:email:vip": 1, "staging:notification:vip": 3}; !maps.Equal(got.Queues, want) {
 		t.Errorf("Queues = %v, want %v", got.Queues, want)
 	}
 	if p := got.Mail.Providers; len(p) != 1 || p[0].Host != "smtp.example" || p[0].Username != "token" {
@@ -124,7 +133,19 @@ func TestLoad_everything(t *testing.T) {
 		!slices.Equal(got.MonitorUsers, []MonitorUser{{"ada", Secret(hash)}}) {
 		t.Errorf("Load() = %+v", got)
 	}
+	if got.AppURL != "https://app.example" || !slices.Equal(got.ActionHosts, []string{"portal.example", "b.example:8443"}) {
+		t.Errorf("AppURL = %q, ActionHosts = %q", got.AppURL, got.ActionHosts)
+	}
+	if got.PushKey == nil || got.PushKey.PublicKey() != push.PublicKey() || got.PushSubject != "mailto:ops@example.com" {
+		t.Errorf("PushKey = %v, PushSubject = %q", got.PushKey, got.PushSubject)
+	}
+	if got.SMS == nil || got.SMS.From != "+15551234567" || got.SMS.AuthToken != "s3cret" {
+		t.Errorf("SMS = %v", got.SMS)
+	}
 	for _, s := range got.Settings() {
+		if strings.Contains(s.Value, "s3cret") || strings.Contains(s.Value, string(push.PrivateKey())) {
+			t.Errorf("%s shows a secret: %s", s.Name, s.Value)
+		}
 		if s.Name == "SMTP_URL" && (s.Source != SourceSecretFile || s.Value != "smtps://<secret>:<secret>@smtp.example") {
 			t.Errorf("SMTP_URL is shown as %+v", s)
 		}
@@ -232,7 +253,16 @@ func TestLoad_badValues(t *testing.T) {
 		{"CACHE_REDIS_URL=s3cret", "CACHE_REDIS_URL", "rediss://"},
 		{"QUEUES=email:default=0", "QUEUES", "1 to 1000"},
 		{"QUEUES=critical=3", "QUEUES", "begin with email:"},
-		{"QUEUES=notification:default=3", "QUEUES", "serves no other jobs"},
+		{"QUEUES=sms:default=3", "QUEUES", "there are no other jobs"},
+		{"APP_URL=http://app.example", "APP_URL", "https://host"},
+		{"APP_URL=https://user:s3cret@app.example", "APP_URL", "https://host"},
+		{"ACTION_HOSTS=https://portal.example", "ACTION_HOSTS", "host names"},
+		{"ACTION_HOSTS=portal.example,", "ACTION_HOSTS", "host names"},
+		{"VAPID_SUBJECT=mailto:ops@example.com", "VAPID_PRIVATE_KEY", "go together"},
+		{"VAPID_PRIVATE_KEY=s3cret", "VAPID_SUBJECT", "go together"},
+		{"VAPID_PRIVATE_KEY=s3cret|VAPID_SUBJECT=mailto:ops@example.com", "VAPID_PRIVATE_KEY", "base64url"},
+		{"VAPID_PRIVATE_KEY=s3cret|VAPID_SUBJECT=ftp://x", "VAPID_SUBJECT", "mailto:"},
+		{"SMS_URL=twilio://s3cret", "SMS_URL", "twilio://"},
 		{"QUEUES=email:default=1,email:default=2", "QUEUES", "twice"},
 		{"QUEUES=email:default=1,", "QUEUES", "comma-separated"},
 		{"QUEUES=staging:email:default|QUEUE_NAMESPACE=staging", "QUEUES", "leave QUEUE_NAMESPACE out"},

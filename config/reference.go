@@ -76,13 +76,13 @@ func Reference() []Variable {
 		},
 		{Name: "ACTION_HOSTS", Example: "portal.medicalink.example", Doc: "Further hosts, comma-separated, that a notification may lead to; all others are refused, so that nobody who can enqueue can phish."},
 		{
-			Name: "VAPID_PRIVATE_KEY", Secret: true, Example: "base64url-of-32-bytes",
+			Name: "VAPID_PRIVATE_KEY", Secret: true, Example: "yI_v2JP8Dp1wwjYlsWCgHqgIrPUZ3CHp0ftcEAyeOGQ",
 			Doc: "Key for Web Push (RFC 8292), base64url or PEM; worker push-key makes one. Browsers subscribe with its public part: changing it ends every subscription. Without it there is no channel push.",
 		},
-		{Name: "VAPID_SUBJECT", Example: "mailto:operations@medicalink.example", Doc: "Where push services reach you when something is wrong: a mailto: or https: address. Goes with VAPID_PRIVATE_KEY."},
+		{Name: "VAPID_SUBJECT", Example: "mailto:operations@medicalink.example", Doc: "Where push services reach you when something is wrong: a mailto: or https: address. Goes with VAPID_PRIVATE_KEY. Hosts such as localhost are refused: a push service answers 403 to them."},
 		{
-			Name: "SMS_URL", Secret: true, Example: "twilio://ACCOUNT_SID:AUTH_TOKEN@api.twilio.com?from=+15551234567",
-			Doc: "Account of the SMS gateway (Twilio's Messages API), with from=NUMBER or service=MESSAGING_SERVICE_SID. Without it there is no channel sms.",
+			Name: "SMS_URL", Secret: true, Example: "twilio://AC00000000000000000000000000000000:AUTH_TOKEN@api.twilio.com?from=%2B15551234567",
+			Doc: "Account of the SMS gateway (Twilio's Messages API), with from=NUMBER or service=MESSAGING_SERVICE_SID. Special characters in the token are percent-encoded. Without it there is no channel sms.",
 		},
 		{Name: "TEMPLATES_DIR", Example: "/etc/postroom/templates", Doc: "Directory of templates that replace or add to the built-in ones."},
 		{Name: "DKIM_DOMAIN", Example: "medicalink.example", Doc: "Domain that signs messages. The three DKIM variables go together; without them signing is left to the provider."},

@@ -80,8 +80,9 @@ func isIn(path, room string) bool { return path == room || strings.HasPrefix(pat
 var floors = [][]string{
 	{"cmd", "examples", "bench"},
 	{"config", "internal/cli", "internal/devbox"},
-	{"internal/worker"},
-	{"internal/engine", "internal/mailer", "internal/notifier", "internal/ledger", "templates", "monitor", "realtime"},
+	{"internal/worker", "realtime"},
+	{"internal/engine", "internal/mailer", "internal/notifier", "internal/ledger", "internal/digest", "internal/audit", "templates", "monitor"},
+	{"internal/inbox", "internal/egress", "preferences"},
 	{"rediskit", "tasks"},
 	{"internal/lifecycle", "internal/wake"},
 }
