@@ -8,6 +8,14 @@
 //	GET  /unread          {"unread":3}
 //	POST /read            {"ids":["…"]} marks as read, and answers {"unread":2}
 //	POST /read-all        {"up_to":"…"} marks everything up to that one
+//	GET  /push            {"public_key":"…","subscriptions":1}: what a browser subscribes to
+//	                      Web Push with, and how many browsers the user has that did
+//	POST /push            PushSubscription.toJSON() of the browser: 201, from now on the
+//	                      channel push reaches the user there, and no other user
+//	DELETE /push          {"endpoint":"…"}: 204, and no longer
+//
+// The last three are there if Config.PushPublicKey is set. A body is JSON of at most
+// 32 KiB, and its Content-Type says so.
 //
 // Events, of which only notification has an id:
 //
@@ -46,6 +54,48 @@
 //	}
 //	function again() { setTimeout(start, 5000 + 5000 * Math.random()) }
 //
+// Web Push needs the user's consent, which a browser asks for after a click: call
+// Notification.requestPermission there, then pushOn. Call pushOn at every start of the
+// app and after each login too: it keeps the subscription alive, mends one that the
+// browser has changed, and takes it over from who was logged in before. Call pushOff
+// before the session ends.
+//
+//	const push = (method, body) => fetch("/realtime/push", {
+//	  method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(body),
+//	})
+//	async function pushOn() {
+//	  if (Notification.permission !== "granted") return
+//	  const {pushManager} = await navigator.serviceWorker.register("/sw.js")
+//	  await navigator.serviceWorker.ready
+//	  const {public_key} = await (await push("GET")).json()
+//	  const subscribe = () => pushManager.subscribe({userVisibleOnly: true, applicationServerKey: public_key})
+//	  const subscription = await subscribe().catch(async e => {
+//	    if (e.name !== "InvalidStateError") throw e
+//	    await (await pushManager.getSubscription())?.unsubscribe() // it was made with a former key
+//	    return subscribe()
+//	  })
+//	  if (!(await push("POST", subscription)).ok) throw new Error("push is not on")
+//	}
+//	async function pushOff() {
+//	  const registration = await navigator.serviceWorker.getRegistration()
+//	  const subscription = await registration?.pushManager.getSubscription()
+//	  if (!subscription) return
+//	  await push("DELETE", {endpoint: subscription.endpoint})
+//	  await subscription.unsubscribe()
+//	}
+//
+// The service worker, /sw.js, gets {"id","kind","title","body","action"}, of which body
+// and action may be missing. The tag shows a message once that comes twice.
+//
+//	addEventListener("push", e => {
+//	  const {id, title, body, action} = e.data.json()
+//	  e.waitUntil(registration.showNotification(title, {body, tag: id, data: {action}}))
+//	})
+//	addEventListener("notificationclick", e => {
+//	  e.notification.close()
+//	  e.waitUntil(clients.openWindow(e.notification.data.action ?? "/"))
+//	})
+//
 // Invariants:
 //
 //   - The stream in Redis is the truth, its channel is the bell. A client knows the
@@ -72,5 +122,7 @@
 //
 // Redis needs to allow the service, for keys postroom:inbox:{…}* and the channel
 // postroom:inbox, or postroom:inbox:NAMESPACE: evalsha, eval, xrange, xrevrange, zrange,
-// zrem, zscore, zadd, zcard, publish and subscribe.
+// zrem, zscore, zadd, zcard, publish and subscribe. With PushPublicKey it also needs, for
+// keys postroom:push:{…} and postroom:push:endpoint:{…}: del, get, hdel, hgetall, hset,
+// pexpire, set and time.
 package realtime

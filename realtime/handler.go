@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/medicalink/postroom/internal/inbox"
+	"github.com/medicalink/postroom/internal/notifier/webpush"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/rediskit/pubsub"
 )
@@ -76,6 +77,11 @@ type Config struct {
 	// its own, such as https://app.example.org. They get CORS headers that allow
 	// cookies. Default none.
 	AllowedOrigins []string
+
+	// PushPublicKey is the public part of the workers' VAPID_PRIVATE_KEY, as worker
+	// push-key shows it: 87 characters of base64url. With it there is /push, without it
+	// there is not.
+	PushPublicKey string
 }
 
 func (c *Config) complete() error {
@@ -105,6 +111,9 @@ func (c *Config) complete() error {
 			errs = append(errs, fmt.Errorf("realtime config: %s is %d: it must be at least 1", field.name, *field.value))
 		}
 	}
+	if c.PushPublicKey != "" {
+		errs = append(errs, checkPushKey(c.PushPublicKey))
+	}
 	return errors.Join(errs...)
 }
 
@@ -112,6 +121,7 @@ func (c *Config) complete() error {
 type Handler struct {
 	cfg    Config
 	store  *inbox.Store
+	push   *webpush.Subscriptions
 	topic  *pubsub.Topic[inbox.Event]
 	mux    *http.ServeMux
 	origin *http.CrossOriginProtection
@@ -142,6 +152,10 @@ func New(client *rediskit.Client, cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make realtime handler: %w", err)
 	}
+	push, err := webpush.NewSubscriptions(client, cfg.Namespace)
+	if err != nil {
+		return nil, fmt.Errorf("make realtime handler: %w", err)
+	}
 	// The subscription is for all users: it has to bridge the moments in which Go
 	// collects garbage.
 	bus, err := pubsub.New(client, pubsub.Config{Buffer: 4096, BufferBytes: 32 << 20})
@@ -153,7 +167,7 @@ func New(client *rediskit.Client, cfg Config) (*Handler, error) {
 		return nil, fmt.Errorf("make realtime handler: %w", err)
 	}
 	h := &Handler{
-		cfg: cfg, store: store, topic: topic,
+		cfg: cfg, store: store, push: push, topic: topic,
 		mux:     http.NewServeMux(),
 		origin:  http.NewCrossOriginProtection(),
 		hub:     newHub(cfg.MaxConnections, cfg.MaxPerUser),

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/medicalink/postroom/internal/inbox"
@@ -16,18 +17,29 @@ import (
 // maxBody bounds the body of a request and a message of a WebSocket: 1,000 ids.
 const maxBody = 32 << 10
 
+type route struct {
+	method, path string
+	serve        func(http.ResponseWriter, *http.Request, Identity)
+}
+
 func (h *Handler) routes() {
-	for _, route := range []struct {
-		method, path string
-		serve        func(http.ResponseWriter, *http.Request, Identity)
-	}{
+	routes := []route{
 		{http.MethodGet, "/events", h.events},
 		{http.MethodGet, "/ws", h.socket},
 		{http.MethodGet, "/notifications", h.list},
 		{http.MethodGet, "/unread", h.unread},
 		{http.MethodPost, "/read", h.read},
 		{http.MethodPost, "/read-all", h.readAll},
-	} {
+	}
+	if h.cfg.PushPublicKey != "" {
+		routes = append(routes,
+			route{http.MethodGet, "/push", h.pushInfo},
+			route{http.MethodPost, "/push", h.subscribe},
+			route{http.MethodDelete, "/push", h.unsubscribe})
+	}
+	methods := make(map[string][]string) // by path
+	for _, route := range routes {
+		methods[route.path] = append(methods[route.path], route.method)
 		h.mux.HandleFunc(route.method+" "+route.path, func(w http.ResponseWriter, r *http.Request) {
 			if !h.permit(w, r) {
 				return
@@ -39,17 +51,20 @@ func (h *Handler) routes() {
 			}
 			route.serve(w, r, id)
 		})
-		if len(h.cfg.AllowedOrigins) > 0 {
-			h.mux.HandleFunc("OPTIONS "+route.path, func(w http.ResponseWriter, r *http.Request) {
-				if !h.permit(w, r) {
-					return
-				}
-				w.Header().Set("Access-Control-Allow-Methods", route.method)
-				w.Header().Set("Access-Control-Allow-Headers", "Content-Type, Authorization")
-				w.Header().Set("Access-Control-Max-Age", "600")
-				w.WriteHeader(http.StatusNoContent)
-			})
-		}
+	}
+	if len(h.cfg.AllowedOrigins) == 0 {
+		return
+	}
+	for path, allowed := range methods {
+		h.mux.HandleFunc("OPTIONS "+path, func(w http.ResponseWriter, r *http.Request) {
+			if !h.permit(w, r) {
+				return
+			}
+			w.Header().Set("Access-Control-Allow-Methods", strings.Join(allowed, ", "))
+			w.Header().Set("Access-Control-Allow-Headers", "Content-Type, Authorization")
+			w.Header().Set("Access-Control-Max-Age", "600")
+			w.WriteHeader(http.StatusNoContent)
+		})
 	}
 }
 
@@ -105,7 +120,7 @@ func (h *Handler) answerUnread(w http.ResponseWriter, n int, err error) {
 func (h *Handler) unavailable(w http.ResponseWriter, err error) {
 	_ = h.note(err) // counted
 	w.Header().Set("Retry-After", "1")
-	http.Error(w, "the inbox cannot be reached at the moment", http.StatusServiceUnavailable)
+	http.Error(w, "notifications cannot be reached at the moment", http.StatusServiceUnavailable)
 }
 
 func (h *Handler) list(w http.ResponseWriter, r *http.Request, id Identity) {
