@@ -170,10 +170,13 @@ func (c *Channel) try(req *http.Request, e endpoint.Endpoint) result {
 		return failed(parent, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	// The status decides. If the rest does not come, the connection is not used again.
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	drain(resp.Body)
 	return c.classify(resp)
 }
+
+// drain reads the rest of an answer if it is short. The status decides: if the rest
+// does not come, the connection is not used again.
+func drain(body io.Reader) { _, _ = io.CopyN(io.Discard, body, maxAnswer) }
 
 // failed is a try that has no answer.
 func failed(ctx context.Context, err error) result {

@@ -495,6 +495,34 @@ func TestChannel_Deliver_endlessAnswer(t *testing.T) {
 	}
 }
 
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	long := bytes.NewReader(make([]byte, 64<<10))
+	drain(long)
+	if got := long.Size() - int64(long.Len()); got != maxAnswer {
+		t.Errorf("read %d bytes of an answer, want %d", got, maxAnswer)
+	}
+}
+
+// A message that began before the breaker opened does not close it when it arrives.
+func TestPass_end_late(t *testing.T) {
+	t.Parallel()
+	all := targets{now: time.Now, byID: make(map[string]*target)}
+	late, held := all.begin("lab", 2)
+	if held != nil {
+		t.Fatal(held.reason)
+	}
+	asked, held := all.begin("lab", 2)
+	if held != nil {
+		t.Fatal(held.reason)
+	}
+	asked.end(outcomeTrip, time.Minute)
+	late.end(outcomeAlive, 0)
+	if _, held := all.begin("lab", 2); held == nil || held.reason != ReasonBreakerOpen {
+		t.Errorf("the next one: %+v", held)
+	}
+}
+
 func TestChannel_Deliver_unreachable(t *testing.T) {
 	t.Parallel()
 	s := newSetup(t, nil)
