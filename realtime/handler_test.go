@@ -826,11 +826,14 @@ func TestHandler_rights(t *testing.T) {
 	}
 	_, list, _ := strings.Cut(strings.ReplaceAll(string(text), "\n// ", " "), "NAMESPACE: ")
 	list, _, _ = strings.Cut(list, ".")
+	_, forPush, _ := strings.Cut(strings.ReplaceAll(string(text), "\n// ", " "), "postroom:push:endpoint:{…}: ")
+	forPush, _, _ = strings.Cut(forPush, ".")
+	list += " and " + forPush
 	var rights string
 	for command := range strings.FieldsSeq(strings.NewReplacer(",", " ", " and ", " ").Replace(list)) {
 		rights += " +" + command
 	}
-	cfg := testenv.Redis(t, testenv.ACL("service", "s3cret", "~postroom:inbox:{* &postroom:inbox -@all +ping"+rights),
+	cfg := testenv.Redis(t, testenv.ACL("service", "s3cret", "~postroom:inbox:{* ~postroom:push:{* ~postroom:push:endpoint:{* &postroom:inbox -@all +ping"+rights),
 		testenv.RedisSetting("user worker on >s3cret ~* &* +@all")).Config()
 	worker := cfg
 	worker.Username = "worker"
@@ -844,7 +847,7 @@ func TestHandler_rights(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = workers.Close() })
-	s := open(t, own, realtime.Config{}, inbox.Config{})
+	s := open(t, own, realtime.Config{PushPublicKey: pointP256(t)}, inbox.Config{})
 	if s.Store, err = inbox.New(workers, inbox.Config{}); err != nil {
 		t.Fatal(err)
 	}
@@ -858,6 +861,15 @@ func TestHandler_rights(t *testing.T) {
 	} {
 		if status, body := s.call(t, call[0], call[1]+"?user=ada", call[2]); status != http.StatusOK {
 			t.Errorf("%s: %d %s", call[1], status, body)
+		}
+	}
+	const endpoint = "https://push.example.org/1"
+	for _, call := range [][3]string{
+		{"POST", "grace", browserJSON(t, endpoint)}, {"POST", "ada", browserJSON(t, endpoint)},
+		{"GET", "ada", ""}, {"DELETE", "ada", `{"endpoint":"` + endpoint + `"}`},
+	} {
+		if status, body := s.call(t, call[0], "/push?user="+call[1], call[2], "Content-Type", "application/json"); status >= 300 {
+			t.Errorf("%s /push: %d %s", call[0], status, body)
 		}
 	}
 	if got := transports[0].listen(t, s, "ada", a).titles(t, 1); got != "b" {
