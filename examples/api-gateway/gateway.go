@@ -10,10 +10,13 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/medicalink/postroom/realtime"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/rediskit/cache"
 	"github.com/medicalink/postroom/rediskit/pubsub"
 	"github.com/medicalink/postroom/rediskit/ratelimit"
+	"github.com/medicalink/postroom/rediskit/session"
+	"github.com/medicalink/postroom/tasks"
 )
 
 // User is what the gateway shows of an account.
@@ -43,6 +46,10 @@ type gateway struct {
 	updates *pubsub.Topic[Update]
 	sub     *pubsub.Subscription
 	feed    *feed
+
+	sessions *session.Store[login]
+	producer *tasks.Producer
+	realtime *realtime.Handler
 }
 
 // newGateway sets up what the handlers use. The one subscription of the process
@@ -74,15 +81,24 @@ func newGateway(ctx context.Context, client *rediskit.Client, find finder, log *
 		return nil, err
 	}
 	gw := &gateway{client: client, log: log, limit: limit, users: users, find: find, updates: updates, feed: newFeed()}
+	if err := gw.newNotifications(); err != nil {
+		return nil, err
+	}
 	// The subscription outlives ctx, so that streams get their news until close.
 	gw.sub, err = updates.Subscribe(context.WithoutCancel(ctx), gw.onUpdate, gw.onGap)
-	return gw, err
+	if err != nil {
+		return nil, err
+	}
+	if err := gw.realtime.Start(ctx); err != nil {
+		return nil, errors.Join(err, gw.sub.Close())
+	}
+	return gw, nil
 }
 
 // close ends what newGateway began, after the last request.
-func (gw *gateway) close() error {
+func (gw *gateway) close(ctx context.Context) error {
 	gw.users.Wait()
-	return gw.sub.Close()
+	return errors.Join(gw.realtime.Close(ctx), gw.sub.Close())
 }
 
 func (gw *gateway) routes() http.Handler {
@@ -93,6 +109,15 @@ func (gw *gateway) routes() http.Handler {
 
 	mux := http.NewServeMux()
 	mux.Handle("/", gw.limit(api))
+	mux.HandleFunc("GET /{$}", file("text/html", pageHTML))
+	mux.HandleFunc("GET /page.js", file("text/javascript", pageJS))
+	mux.HandleFunc("GET /page.css", file("text/css", pageCSS))
+	// The handler looks after the origin of its requests itself.
+	mux.Handle("/realtime/", http.StripPrefix("/realtime", gw.realtime))
+	own := http.NewCrossOriginProtection() // a page elsewhere must not log anybody in or out
+	mux.Handle("POST /login", gw.limit(own.Handler(http.HandlerFunc(gw.logIn))))
+	mux.Handle("POST /logout", own.Handler(http.HandlerFunc(gw.logOut)))
+	mux.Handle("POST /notify-me", gw.limit(own.Handler(http.HandlerFunc(gw.notifyMe))))
 	// ?verbose tells more than a stranger needs: the proxy in front of a real
 	// gateway does not pass this route on.
 	mux.Handle("GET /health/redis", rediskit.HealthHandler(gw.client))

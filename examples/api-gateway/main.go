@@ -1,6 +1,6 @@
 // Command api-gateway is an example of a service that uses rediskit: a rate
-// limit for each caller, lookups behind a cache, live updates of appointments
-// and the health of Redis. README.md says how to try it.
+// limit for each caller, lookups behind a cache, live updates of appointments,
+// a page of notifications and the health of Redis. README.md says how to try it.
 package main
 
 import (
@@ -54,7 +54,11 @@ func run(ctx context.Context, environ []string, addr string, logger *slog.Logger
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, gw.close()) }()
+	defer func() {
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		err = errors.Join(err, gw.close(stopping))
+	}()
 	return serve(ctx, addr, gw, logger)
 }
 
@@ -83,7 +87,10 @@ func serve(ctx context.Context, addr string, gw *gateway, logger *slog.Logger) e
 	logger.Info("stopping")
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	return errors.Join(server.Shutdown(stopping), <-failed)
+	// Shutdown waits for the pages' connections, and the handler's Close ends them.
+	closed := make(chan error, 1)
+	go func() { closed <- gw.realtime.Close(stopping) }()
+	return errors.Join(server.Shutdown(stopping), <-closed, <-failed)
 }
 
 // findUser stands for the call of the accounts service or of a database.
