@@ -31,13 +31,16 @@ func newDevCommand(p cli.Process) *cobra.Command {
 		Short: "Run everything in one process, with a mail catcher, for development",
 		Long: `dev needs nothing installed and nothing configured. It runs a Redis of its own
 (redis-server if that is on PATH, else one inside this process), a worker, an
-SMTP server that keeps what it gets, and pages to look at it all: an inbox, a
-preview of the templates that follows your editor, the dashboard. It sends a
-first email and prints every address to open.
+SMTP server that keeps what it gets, and pages to look at it all: an inbox, two
+browsers that receive the notifications of the user demo, a preview of the
+templates that follows your editor, the dashboard. It sends a first email and a
+first notification, and prints every address to open.
 
-No mail leaves this machine: settings of Redis and of SMTP are not used here.
-TEMPLATES_DIR, MONITOR_ADDR, MAIL_FROM, QUEUES and QUEUE_NAMESPACE are. Run at
-the top of the repository, it shows the templates in templates/builtin live.
+Nothing leaves this machine: settings of Redis and of SMTP are not used here, and
+notifications reach the app and the mail catcher only; a step on another channel
+is archived. TEMPLATES_DIR, MONITOR_ADDR, MAIL_FROM, QUEUES, QUEUE_NAMESPACE,
+APP_URL and ACTION_HOSTS are used. Run at the top of the repository, it shows the
+templates in templates/builtin live.
 
 With --once it sends that email through the whole path, prints its subject and
 recipient, and ends.`,
@@ -59,6 +62,8 @@ recipient, and ends.`,
 					Concurrency:     cfg.Concurrency,
 					ShutdownTimeout: devShutdownTimeout,
 					From:            cfg.MailFrom,
+					AppURL:          cfg.AppURL,
+					ActionHosts:     cfg.ActionHosts,
 				},
 				Out: p.Stdout,
 			}

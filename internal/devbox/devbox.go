@@ -14,10 +14,12 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/medicalink/postroom/internal/inbox"
 	"github.com/medicalink/postroom/internal/lifecycle"
 	"github.com/medicalink/postroom/internal/mailer"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/monitor"
+	"github.com/medicalink/postroom/realtime"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/tasks"
 	"github.com/medicalink/postroom/templates"
@@ -36,7 +38,8 @@ type Config struct {
 	Dir string
 	// Namespace is in front of every queue's name. Worker.Queues have it already.
 	Namespace string
-	// Worker configures the worker. Queues is required; From has a default here.
+	// Worker configures the worker. Queues is required; From has a default here, and
+	// Namespace is that above.
 	Worker worker.Config
 	// OnceTimeout bounds Once. Default 1 min: an in-process Redis on a machine
 	// that is compiling needs a few seconds.
@@ -63,6 +66,7 @@ func (c Config) withDefaults() Config {
 	c.Addr = cmp.Or(c.Addr, defaultAddr)
 	c.Dir = cmp.Or(c.Dir, ".")
 	c.Worker.From = cmp.Or(c.Worker.From, defaultFrom)
+	c.Worker.Namespace = c.Namespace
 	c.OnceTimeout = cmp.Or(c.OnceTimeout, defaultOnceTimeout)
 	if c.TemplatesDir == "" {
 		if info, err := os.Stat(filepath.Join(c.Dir, builtinTemplates)); err == nil && info.IsDir() {
@@ -72,13 +76,13 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// firstEmail is what both commands send.
+// firstEmail is what Run and Once send.
 func firstEmail() tasks.Email {
 	return tasks.Email{To: "Ada Lovelace <ada@example.com>", Template: "welcome", Data: map[string]any{"name": "Ada"}}
 }
 
-// Run starts everything, sends a first email, prints the addresses to open and
-// serves until ctx ends, which is no error. Everything that it started has ended
+// Run starts everything, sends a first email and a first notification, prints the
+// addresses to open and serves until ctx ends, which is no error. Everything that it started has ended
 // when it returns.
 func Run(ctx context.Context, cfg Config) (err error) {
 	cfg = cfg.withDefaults()
@@ -96,6 +100,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	if _, err := b.producer.SendEmail(ctx, firstEmail()); err != nil {
 		return unlessEnded(ctx, fmt.Errorf("send the first email: %w", err))
+	}
+	if _, err := b.producer.SendNotification(ctx, firstNotification()); err != nil {
+		return unlessEnded(ctx, fmt.Errorf("send the first notification: %w", err))
 	}
 	if _, err := io.WriteString(cfg.Out, b.greeting(site)); err != nil {
 		return fmt.Errorf("print the addresses: %w", err)
@@ -233,7 +240,18 @@ func (b *box) serve(ctx context.Context) (*webServer, error) {
 	}
 	b.cleanup.Add("dashboard", func(context.Context) error { return mon.Close() })
 
-	site, err := newWeb(&inbox{b.store}, &preview{templates: b.templates, send: b.producer.SendEmail}, b.changes, b.links(), mon)
+	live, err := realtime.New(b.rdb, realtime.Config{Namespace: b.cfg.Namespace, Authenticate: asDemoUser})
+	if err != nil {
+		return nil, err
+	}
+	// It is closed after the pages, whose end ends its connections at once.
+	b.cleanup.Add("notifications", live.Close)
+	if err := live.Start(ctx); err != nil {
+		return nil, err
+	}
+
+	site, err := newWeb(&mails{b.store}, &preview{templates: b.templates, send: b.producer.SendEmail},
+		&notifications{templates: b.templates, send: b.producer.SendNotification, realtime: live}, b.changes, b.links(), mon)
 	if err != nil {
 		return nil, err
 	}
@@ -304,12 +322,19 @@ func (b *box) links() links {
 	if b.redis.died == nil {
 		kind = "in-process: no redis-server on PATH"
 	}
+	note := command{
+		"One notification, to both browsers of the notification page",
+		env + ` go run ./cmd/enqueue notification --user ` + demoUser + ` --title "Your results are ready" --body "They are in your record."`,
+	}
+	_, served := b.cfg.Worker.Queues[tasks.NotificationQueue(b.cfg.Namespace, tasks.Default)]
 	return links{
 		Redis: b.redis.url(), RedisKind: kind, SMTP: b.catcher.url(),
+		Notification: note, NotServed: !served, Kept: inbox.DefaultMaxEntries,
 		Commands: []command{
 			{"One email", env + ` go run ./cmd/enqueue email --to "Ada Lovelace <ada@example.com>" --template welcome --data '{"name":"Ada"}'`},
 			{"One of your own words, in five seconds", env + ` go run ./cmd/enqueue email --to grace@example.com --subject "Hello" --body "Hello Grace" --delay 5s`},
 			{"One for each line of a file", env + ` go run ./cmd/enqueue bulk testdata/recipients.csv --template appointment-reminder`},
+			note,
 		},
 	}
 }
@@ -322,7 +347,7 @@ func (b *box) greeting(site *webServer) string {
 		if note != "" {
 			address = fmt.Sprintf("%-40s %s", address, note)
 		}
-		fmt.Fprintf(&s, "  %-10s %s\n", name, address)
+		fmt.Fprintf(&s, "  %-13s  %s\n", name, address)
 	}
 	s.WriteString("\npostroom is running. No mail leaves this machine.\n\n")
 	_, want, _ := net.SplitHostPort(b.cfg.Addr)
@@ -335,6 +360,7 @@ func (b *box) greeting(site *webServer) string {
 	}
 	line("Start", base+"/", "")
 	line("Inbox", base+"/inbox/", "")
+	line("Notifications", base+"/notifications/", "two browsers of the user "+demoUser)
 	line("Templates", base+"/templates/", watched)
 	line("Dashboard", base+"/monitor/", "")
 	line("Health", base+"/health/redis", "")

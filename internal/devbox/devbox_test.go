@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -32,7 +33,12 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(childMode); mode != "" {
 		os.Exit(child(mode))
 	}
-	goleak.VerifyTestMain(m, testenv.IgnorePools())
+	goleak.VerifyTestMain(m, testenv.IgnorePools(), goleak.Cleanup(func(code int) {
+		if path, err := enqueueBinary(); err == nil {
+			_ = os.RemoveAll(filepath.Dir(path))
+		}
+		os.Exit(code)
+	}))
 }
 
 func child(mode string) int {
@@ -55,6 +61,7 @@ func testConfig() Config {
 	queues := map[string]int{}
 	for _, p := range []tasks.PriorityLevel{tasks.Critical, tasks.Default, tasks.Bulk} {
 		queues[tasks.EmailQueue("", p)] = 1
+		queues[tasks.NotificationQueue("", p)] = 1
 	}
 	return Config{Addr: "127.0.0.1:0", Worker: worker.Config{Queues: queues, ShutdownTimeout: 5 * time.Second}, Log: zerolog.Nop(), Out: io.Discard}
 }

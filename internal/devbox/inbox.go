@@ -14,7 +14,7 @@ const (
 	maxListed     = keepMessages
 )
 
-// inbox is the JSON API of the caught messages:
+// mails is the JSON API of the caught messages:
 //
 //	GET    /api/messages?q=words&limit=200     newest first; every word must occur
 //	DELETE /api/messages                       forget all
@@ -22,9 +22,9 @@ const (
 //	GET    /api/messages/{id}/raw              the bytes as they came (?download=1 to save them)
 //	GET    /api/messages/{id}/html             its HTML, for a frame
 //	GET    /api/messages/{id}/parts/{n}        one attachment, from 0
-type inbox struct{ store *store }
+type mails struct{ store *store }
 
-func (b *inbox) routes(mux *http.ServeMux) {
+func (b *mails) routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /api/messages", b.list)
 	mux.HandleFunc("DELETE /api/messages", b.clear)
 	mux.HandleFunc("GET /api/messages/{id}", b.message(b.show))
@@ -33,7 +33,7 @@ func (b *inbox) routes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /api/messages/{id}/parts/{n}", b.message(b.part))
 }
 
-func (b *inbox) list(rw http.ResponseWriter, r *http.Request) {
+func (b *mails) list(rw http.ResponseWriter, r *http.Request) {
 	limit := defaultListed
 	if s := r.FormValue("limit"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -46,13 +46,13 @@ func (b *inbox) list(rw http.ResponseWriter, r *http.Request) {
 	writeJSON(rw, http.StatusOK, b.store.list(r.FormValue("q"), limit))
 }
 
-func (b *inbox) clear(rw http.ResponseWriter, _ *http.Request) {
+func (b *mails) clear(rw http.ResponseWriter, _ *http.Request) {
 	b.store.clear()
 	rw.WriteHeader(http.StatusNoContent)
 }
 
 // message finds the message a path names.
-func (b *inbox) message(serve func(http.ResponseWriter, *http.Request, *stored)) http.HandlerFunc {
+func (b *mails) message(serve func(http.ResponseWriter, *http.Request, *stored)) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		var m *stored
 		var found bool
@@ -97,7 +97,7 @@ type partView struct {
 	Inline bool   `json:"inline"`
 }
 
-func (b *inbox) show(rw http.ResponseWriter, _ *http.Request, m *stored) {
+func (b *mails) show(rw http.ResponseWriter, _ *http.Request, m *stored) {
 	p := parseMail(m.raw)
 	view := messageView{
 		ID: m.ID, Received: m.Received, Envelope: m.envelope, From: m.From, To: m.To,
@@ -117,7 +117,7 @@ func (b *inbox) show(rw http.ResponseWriter, _ *http.Request, m *stored) {
 	writeJSON(rw, http.StatusOK, view)
 }
 
-func (b *inbox) raw(rw http.ResponseWriter, r *http.Request, m *stored) {
+func (b *mails) raw(rw http.ResponseWriter, r *http.Request, m *stored) {
 	rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if r.FormValue("download") != "" {
 		rw.Header().Set("Content-Type", "message/rfc822")
@@ -127,7 +127,7 @@ func (b *inbox) raw(rw http.ResponseWriter, r *http.Request, m *stored) {
 	http.ServeContent(rw, r, "", m.Received, bytes.NewReader(m.raw))
 }
 
-func (b *inbox) html(rw http.ResponseWriter, _ *http.Request, m *stored) {
+func (b *mails) html(rw http.ResponseWriter, _ *http.Request, m *stored) {
 	p := parseMail(m.raw)
 	if !p.HasHTML {
 		writeError(rw, http.StatusNotFound, "this message has no HTML part")
@@ -144,7 +144,7 @@ func writeFrame(rw http.ResponseWriter, doc []byte) {
 	_, _ = rw.Write(doc) // an error is the browser's going away
 }
 
-func (b *inbox) part(rw http.ResponseWriter, r *http.Request, m *stored) {
+func (b *mails) part(rw http.ResponseWriter, r *http.Request, m *stored) {
 	parts := parseMail(m.raw).Parts
 	n, err := strconv.Atoi(r.PathValue("n"))
 	if err != nil || n < 0 || n >= len(parts) {

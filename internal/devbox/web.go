@@ -73,23 +73,27 @@ type links struct {
 	Redis, RedisKind string
 	SMTP             string
 	Commands         []command
+	Notification     command // one of them
+	NotServed        bool    // the worker consumes no notifications
+	Kept             int     // notifications of a user
 }
 
 type command struct{ Title, Line string }
 
 // web is every page and the API behind them.
 type web struct {
-	inbox   *inbox
-	preview *preview
-	changes *changes
-	links   links
-	monitor http.Handler // every other path
-	pages   map[string]*template.Template
+	mails         *mails
+	preview       *preview
+	notifications *notifications
+	changes       *changes
+	links         links
+	monitor       http.Handler // every other path
+	pages         map[string]*template.Template
 }
 
-func newWeb(inbox *inbox, preview *preview, changes *changes, links links, monitor http.Handler) (*web, error) {
-	w := &web{inbox: inbox, preview: preview, changes: changes, links: links, monitor: monitor, pages: map[string]*template.Template{}}
-	for _, name := range []string{"start", "inbox", "templates"} {
+func newWeb(mails *mails, preview *preview, notifications *notifications, changes *changes, links links, monitor http.Handler) (*web, error) {
+	w := &web{mails: mails, preview: preview, notifications: notifications, changes: changes, links: links, monitor: monitor, pages: map[string]*template.Template{}}
+	for _, name := range []string{"start", "inbox", "notifications", "templates"} {
 		t, err := template.ParseFS(assets, "assets/pages/layout.html", "assets/pages/"+name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("parse page %s: %w", name, err)
@@ -108,11 +112,13 @@ func (w *web) handler() (http.Handler, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", w.page("start"))
 	mux.HandleFunc("GET /inbox/{$}", w.page("inbox"))
+	mux.HandleFunc("GET /notifications/{$}", w.page("notifications"))
 	mux.HandleFunc("GET /templates/{$}", w.page("templates"))
 	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(static)))
 	mux.HandleFunc("GET /api/events", w.events)
-	w.inbox.routes(mux)
+	w.mails.routes(mux)
 	w.preview.routes(mux)
+	w.notifications.routes(mux)
 	mux.Handle("/", w.monitor) // the dashboard, health and whatever else it serves
 	return hostCheck(headers(http.NewCrossOriginProtection().Handler(mux))), nil
 }

@@ -3,6 +3,7 @@ package devbox
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,11 +23,12 @@ import (
 
 // site is the pages over a store and the built-in templates, without a queue.
 type site struct {
-	store   *store
-	sent    []tasks.Email
-	sendErr error
-	handler http.Handler
-	changes *changes
+	store    *store
+	sent     []tasks.Email
+	notified []tasks.Notification
+	sendErr  error
+	handler  http.Handler
+	changes  *changes
 }
 
 func newSite(t *testing.T) *site {
@@ -41,7 +43,12 @@ func newSite(t *testing.T) *site {
 		s.sent = append(s.sent, e)
 		return tasks.Receipt{ID: "1"}, s.sendErr
 	}
-	w, err := newWeb(&inbox{s.store}, &preview{templates: live, send: send}, s.changes,
+	notify := func(_ context.Context, n tasks.Notification, _ ...tasks.Option) (tasks.Receipt, error) {
+		s.notified = append(s.notified, n)
+		return tasks.Receipt{ID: "2"}, cmp.Or(n.Validate(), s.sendErr)
+	}
+	w, err := newWeb(&mails{s.store}, &preview{templates: live, send: send},
+		&notifications{templates: live, send: notify, realtime: http.NotFoundHandler()}, s.changes,
 		links{Commands: []command{{"One", "enqueue <x>"}}}, http.NotFoundHandler())
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +101,7 @@ func TestWeb_CrossOrigin(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.store.add(envelope{}, letter("a@example.com", "x", ""))
-	for _, target := range []string{"DELETE /api/messages", "POST /api/templates/welcome/send"} {
+	for _, target := range []string{"DELETE /api/messages", "POST /api/templates/welcome/send", "POST /api/notifications"} {
 		method, path, _ := strings.Cut(target, " ")
 		for name, value := range map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"} {
 			rec := s.do(method, path, `{"locale":"en","data":{"name":"Ada"}}`, func(r *http.Request) { r.Header.Set(name, value) })
@@ -103,7 +110,7 @@ func TestWeb_CrossOrigin(t *testing.T) {
 			}
 		}
 	}
-	if l := s.store.list("", 1); l.Total != 1 || len(s.sent) != 0 {
+	if l := s.store.list("", 1); l.Total != 1 || len(s.sent)+len(s.notified) != 0 {
 		t.Error("a request of another site changed something")
 	}
 	if rec := s.do("DELETE", "/api/messages", "", func(r *http.Request) { r.Header.Set("Sec-Fetch-Site", "same-origin") }); rec.Code != http.StatusNoContent {
@@ -117,7 +124,7 @@ func TestWeb_CrossOrigin(t *testing.T) {
 func TestWeb_Pages(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	for path, word := range map[string]string{"/": "enqueue &lt;x&gt;", "/inbox/": `id="list"`, "/templates/": `id="locales"`} {
+	for path, word := range map[string]string{"/": "enqueue &lt;x&gt;", "/inbox/": `id="list"`, "/templates/": `id="locales"`, "/notifications/": `data-pane="B"`} {
 		rec := s.do("GET", path, "")
 		policy := rec.Header().Get("Content-Security-Policy")
 		if rec.Code != 200 || !strings.Contains(rec.Body.String(), word) || !strings.HasPrefix(policy, "default-src 'none'; script-src 'self';") {
