@@ -317,6 +317,10 @@ func TestStore_keysExpire(t *testing.T) {
 	if _, err := f.Read(t.Context(), "ada", d.Position); err != nil {
 		t.Fatal(err)
 	}
+	// A shorter plan does not shorten what an earlier one asked for.
+	if o, err := f.Claim(t.Context(), "ada", newID(t), Claim{Collapse: "c", Keep: time.Minute}); err != nil || o != Accepted {
+		t.Fatal(o, err)
+	}
 	keys, err := f.rdb.Keys(t.Context(), "*").Result()
 	if err != nil || len(keys) != 6 {
 		t.Fatalf("keys %q, %v", keys, err)

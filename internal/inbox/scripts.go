@@ -12,8 +12,7 @@ local function mark(id)
   if redis.call('ZREM', KEYS[2], id) == 0 then return false end
   local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
   local at = entry and redis.call('ZSCORE', KEYS[3], entry[2][2])
-  if at and tonumber(at) % 1 == 0 then
-    -- a plain ZADD keeps the key's time to live
+  if at then -- it was unread, so the half has not been added yet; the time to live stays
     redis.call('ZADD', KEYS[3], string.format('%.1f', at + 0.5), entry[2][2])
   end
   return true
