@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -33,10 +32,13 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(childMode); mode != "" {
 		os.Exit(child(mode))
 	}
+	var err error
+	if binaries, err = os.MkdirTemp("", "postroom-devbox-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m, testenv.IgnorePools(), goleak.Cleanup(func(code int) {
-		if path, err := enqueueBinary(); err == nil {
-			_ = os.RemoveAll(filepath.Dir(path))
-		}
+		_ = os.RemoveAll(binaries)
 		os.Exit(code)
 	}))
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -18,13 +17,12 @@ import (
 	"github.com/medicalink/postroom/tasks"
 )
 
+// binaries is a directory that TestMain makes and removes.
+var binaries string
+
 // enqueueBinary is the real program, built once.
 var enqueueBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "postroom-devbox-test-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "enqueue")
+	path := filepath.Join(binaries, "enqueue")
 	if out, err := exec.Command("go", "build", "-o", path, "../../cmd/enqueue").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build enqueue: %w\n%s", err, out)
 	}
