@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -60,6 +61,9 @@ type Addition struct {
 	Generation int64
 	// Ends is when that window is over.
 	Ends time.Time
+	// Queue is that of the item which opened the window: the job that closes it belongs
+	// there, or another one with the same id could be in each queue.
+	Queue string
 	// Full is true if the window has as many items as it may: it is to be closed now.
 	Full bool
 }
@@ -70,42 +74,52 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 `
 
-// KEYS: digest, items, seen. ARGV: id, item, window ms, max, remember ms, keep ms.
-// Returns generation, end, 1 if full.
+// KEYS: digest, items, seen. ARGV: id, item, window ms, max, remember ms, keep ms, queue.
+// Returns generation, end, 1 if full, queue.
 var addScript = redis.NewScript(clock + `
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[5])
 local known = redis.call('HGET', KEYS[1], 'of:' .. ARGV[1])
 if known and redis.call('ZSCORE', KEYS[3], ARGV[1]) then
 	local n = tonumber(redis.call('HGET', KEYS[1], 'count:' .. known) or 0)
-	return {tonumber(known), tonumber(redis.call('HGET', KEYS[1], 'ends:' .. known) or now), n >= tonumber(ARGV[4]) and 1 or 0}
+	return {known, redis.call('HGET', KEYS[1], 'ends:' .. known) or string.format('%.0f', now), n >= tonumber(ARGV[4]) and '1' or '0',
+		redis.call('HGET', KEYS[1], 'queue:' .. known) or ARGV[7]}
 end
 local generation = tonumber(redis.call('HGET', KEYS[1], 'generation') or 0)
 if redis.call('HGET', KEYS[1], 'open') ~= '1' then
 	generation = generation + 1
-	redis.call('HSET', KEYS[1], 'generation', generation, 'open', 1, 'ends:' .. generation, now + ARGV[3])
+	redis.call('HSET', KEYS[1], 'generation', generation, 'open', 1, 'ends:' .. generation, string.format('%.0f', now + ARGV[3]), 'queue:' .. generation, ARGV[7])
 end
 redis.call('HSET', KEYS[2], generation .. ':' .. ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[1], 'of:' .. ARGV[1], generation)
 redis.call('ZADD', KEYS[3], now, ARGV[1])
-local full = 0
+local full = '0'
 if redis.call('HINCRBY', KEYS[1], 'count:' .. generation, 1) >= tonumber(ARGV[4]) then
 	redis.call('HSET', KEYS[1], 'open', 0)
-	full = 1
+	full = '1'
 end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[6] + ARGV[3]) end
-return {generation, tonumber(redis.call('HGET', KEYS[1], 'ends:' .. generation)), full}`)
+local of = redis.call('HMGET', KEYS[1], 'ends:' .. generation, 'queue:' .. generation)
+return {tostring(generation), of[1], full, of[2]}`)
 
 // Add puts item, called id, into the current window of the digest, or opens one of the
-// given length. A second call with the same id adds nothing and tells the same.
-func (s *Store) Add(ctx context.Context, user, key, id string, item []byte, window time.Duration, most int) (Addition, error) {
-	reply, err := addScript.Run(ctx, s.rdb, s.keys(user, key), id, item, window.Milliseconds(), most, remember.Milliseconds(), keep.Milliseconds()).Int64Slice()
+// given length, to be closed by a job in queue. A second call with the same id adds nothing and tells the same.
+func (s *Store) Add(ctx context.Context, user, key, id string, item []byte, window time.Duration, most int, queue string) (Addition, error) {
+	reply, err := addScript.Run(ctx, s.rdb, s.keys(user, key), id, item, window.Milliseconds(), most, remember.Milliseconds(), keep.Milliseconds(), queue).StringSlice()
 	if err != nil {
 		return Addition{}, fmt.Errorf("add to a digest: %w", err)
 	}
-	if len(reply) != 3 {
+	if len(reply) != 4 {
 		return Addition{}, fmt.Errorf("add to a digest: the script answered %d values", len(reply))
 	}
-	return Addition{Generation: reply[0], Ends: time.UnixMilli(reply[1]), Full: reply[2] == 1}, nil
+	generation, err := strconv.ParseInt(reply[0], 10, 64)
+	if err != nil {
+		return Addition{}, fmt.Errorf("add to a digest: read the generation: %w", err)
+	}
+	ends, err := strconv.ParseInt(reply[1], 10, 64)
+	if err != nil {
+		return Addition{}, fmt.Errorf("add to a digest: read the end of the window: %w", err)
+	}
+	return Addition{Generation: generation, Ends: time.UnixMilli(ends), Full: reply[2] == "1", Queue: reply[3]}, nil
 }
 
 // ErrClosed is returned by Close for a window that another job has closed, or that is
@@ -164,7 +178,7 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
 		redis.call('HDEL', KEYS[1], field)
 	end
 end
-redis.call('HDEL', KEYS[1], 'count:' .. ARGV[1], 'closer:' .. ARGV[1], 'ends:' .. ARGV[1])
+redis.call('HDEL', KEYS[1], 'count:' .. ARGV[1], 'closer:' .. ARGV[1], 'ends:' .. ARGV[1], 'queue:' .. ARGV[1])
 return 1`)
 
 // Done forgets the items of a window that has been delivered.

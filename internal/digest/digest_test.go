@@ -26,7 +26,7 @@ func TestStore_GathersAndClosesOnce(t *testing.T) {
 		s := NewStore(client, client.Service())
 		add := func(id string) Addition {
 			t.Helper()
-			a, err := s.Add(ctx, "u-1", "messages", id, []byte("item "+id), time.Hour, 10)
+			a, err := s.Add(ctx, "u-1", "messages", id, []byte("item "+id), time.Hour, 10, "q")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -39,10 +39,16 @@ func TestStore_GathersAndClosesOnce(t *testing.T) {
 		if again := add("b"); again != first {
 			t.Errorf("the same item again got %+v, want %+v", again, first)
 		}
+		if first.Queue != "q" {
+			t.Errorf("the window is closed in %q", first.Queue)
+		}
+		if other, err := s.Add(ctx, "u-1", "messages", "b", nil, time.Hour, 10, "another"); err != nil || other != first {
+			t.Errorf("an item from another queue got %+v, %v", other, err)
+		}
 		if second := add("a"); second != first {
 			t.Errorf("the second item got %+v, want the window of the first %+v", second, first)
 		}
-		if other, err := s.Add(ctx, "u-2", "messages", "c", nil, time.Hour, 10); err != nil || other.Generation != 1 {
+		if other, err := s.Add(ctx, "u-2", "messages", "c", nil, time.Hour, 10, "q"); err != nil || other.Generation != 1 {
 			t.Errorf("another user's digest is at %+v, %v", other, err)
 		}
 
@@ -83,7 +89,7 @@ func TestStore_FullWindowIsFollowedByAnother(t *testing.T) {
 	s := NewStore(testenv.Redis(t).Open(t), "")
 	var full int
 	for i := range 7 {
-		a, err := s.Add(t.Context(), "u", "k", fmt.Sprintf("%d", i), []byte{byte('0' + i)}, time.Hour, 3)
+		a, err := s.Add(t.Context(), "u", "k", fmt.Sprintf("%d", i), []byte{byte('0' + i)}, time.Hour, 3, "q")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +142,7 @@ func TestStore_LosesAndDoublesNothing(t *testing.T) {
 		wg.Go(func() {
 			for j := range each {
 				id := fmt.Sprintf("%d-%d", i, j)
-				a, err := s.Add(t.Context(), "u", "k", id, []byte(id), time.Hour, 7)
+				a, err := s.Add(t.Context(), "u", "k", id, []byte(id), time.Hour, 7, "q")
 				if err != nil {
 					t.Error(err)
 					return
@@ -168,7 +174,7 @@ func TestStore_KeysExpire(t *testing.T) {
 	t.Parallel()
 	client := testenv.Redis(t).Open(t)
 	s := NewStore(client, "staging")
-	if _, err := s.Add(t.Context(), "u", "who@example.com", "1", nil, time.Hour, 10); err != nil {
+	if _, err := s.Add(t.Context(), "u", "who@example.com", "1", nil, time.Hour, 10, "q"); err != nil {
 		t.Fatal(err)
 	}
 	keys, err := client.Keys(t.Context(), "postroom:digest:{staging:u}:*").Result()

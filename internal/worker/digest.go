@@ -25,12 +25,12 @@ func (w *Worker) gather(ctx context.Context, j *job, n tasks.Notification, texts
 	if err != nil {
 		return fail(OutcomeRejected, reasonInternal, errors.New("a notification cannot be kept for its digest"))
 	}
-	added, err := w.digests.Add(ctx, n.User, n.Digest.Key, j.id, item, time.Duration(n.Digest.Window), n.Digest.Max)
+	added, err := w.digests.Add(ctx, n.User, n.Digest.Key, j.id, item, time.Duration(n.Digest.Window), n.Digest.Max, w.bare(j.queue))
 	if err != nil {
 		return w.redisFailed(ctx, "add to the digest", err)
 	}
 	end := tasks.DigestClose{User: n.User, Key: n.Digest.Key, Generation: added.Generation}
-	queue := tasks.Queue(w.bare(j.queue))
+	queue := tasks.Queue(added.Queue)
 	if _, err := w.producer.SendDigestClose(ctx, end, queue, tasks.At(added.Ends)); err != nil {
 		return w.enqueueFailed(ctx, err)
 	}
