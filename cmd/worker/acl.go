@@ -27,13 +27,25 @@ const aclPassword = ">PASSWORD"
 // aclUsers lists the users for a set-up. service is the name of a service that
 // hands in jobs or keeps its own keys in Redis.
 func aclUsers(cfg config.Config, service string) []aclUser {
-	// Queue names are hash tags; other types of jobs get their own line here.
-	tag := "{email:*}"
+	space, ofSpace := "", "" // in front of a name, and behind one
 	if cfg.Namespace != "" {
-		tag = "{" + cfg.Namespace + ":email:*}"
+		space, ofSpace = cfg.Namespace+":", ":"+cfg.Namespace
 	}
-	queue := "asynq:" + tag + ":"
-	wake, due := "postroom:wake:"+tag+"*", "postroom:due:"+tag // package wake
+	// Queue names are hash tags.
+	queues := func(patterns ...string) []string {
+		var keys []string
+		for _, kind := range []string{"email", "notification"} {
+			for _, pattern := range patterns {
+				keys = append(keys, strings.Replace(pattern, "{}", "{"+space+kind+":*}", 1))
+			}
+		}
+		return keys
+	}
+	wake := []string{"postroom:wake:{}*", "postroom:due:{}"} // package wake
+	ofUsers := cfg.Namespace + ":*" // the colon is there without a namespace too
+	inbox, inboxes := "postroom:inbox:{"+ofUsers, "postroom:inbox"+ofSpace
+	push := []string{"postroom:push:{" + ofUsers, "postroom:push:endpoint:{" + ofUsers}
+	preferences := "postroom:preferences:{" + ofUsers
 	own := []string{"client|setname", "info", "ping"}
 	if cfg.Redis.DB != 0 {
 		own = append(own, "select")
@@ -49,31 +61,43 @@ func aclUsers(cfg config.Config, service string) []aclUser {
 	users := []aclUser{
 		{
 			User: service + "-producer", For: "a service that hands in jobs (package tasks, enqueue)",
-			Keys: []string{
-				"asynq:queues", queue + "t:*", queue + "pending", queue + "scheduled", wake, due,
-				"postroom:idempotency:{" + cfg.Namespace + ":" + service + ":*",
-			},
+			Keys: slices.Concat([]string{"asynq:queues"},
+				queues("asynq:{}:t:*", "asynq:{}:pending", "asynq:{}:scheduled"), queues(wake...),
+				[]string{"postroom:idempotency:{" + cfg.Namespace + ":" + service + ":*"}),
 			Commands: []string{"eval", "evalsha", "exists", "get", "hset", "lpush", "rpush", "sadd", "set", "time", "zadd"},
 		},
 		{
-			User: "postroom-worker", For: "worker run, its dashboard included",
-			Keys: []string{
-				"asynq:queues", queue + "*", "asynq:servers", "asynq:servers:*", "asynq:workers", "asynq:workers:*", "asynq:schedulers",
-				wake, due + "*", "postroom:gate:" + tag, "postroom:pause:" + tag,
-				"postroom:job:*", "postroom:worker:*", "postroom:rescue", "postroom:expired",
-			},
-			Channels: []string{"asynq:cancel"},
+			User: "postroom-worker", For: "worker run, its dashboard included, worker webhook and worker chat",
+			Keys: slices.Concat(
+				[]string{"asynq:queues", "asynq:servers", "asynq:servers:*", "asynq:workers", "asynq:workers:*", "asynq:schedulers"},
+				queues("asynq:{}:*", "postroom:wake:{}*", "postroom:due:{}*", "postroom:gate:{}", "postroom:pause:{}"),
+				[]string{
+					"postroom:job:*", "postroom:worker:*", "postroom:rescue", "postroom:expired", "postroom:audit", "postroom:delivered:*",
+					inbox, preferences, "postroom:digest:{" + ofUsers,
+					"postroom:endpoint:{" + space + "*", "postroom:endpoints:" + cfg.Namespace, "postroom:webhook:{" + space + "*",
+				}, push),
+			Channels: []string{"asynq:cancel", inboxes},
 			Commands: append(slices.Clone(look),
 				"blpop", "client|id", "client|unblock", "del", "expire", "expireat", "hdel", "hexists", "hgetall", "hincrby", "hset", "incr", "incrby",
 				"lpop", "lpush", "lrem", "ltrim", "pexpire", "pexpireat", "pttl", "rpop", "rpoplpush", "rpush", "sadd", "set", "setex",
-				"subscribe", "time", "zadd", "zcount", "zrem", "zscore"),
+				"subscribe", "time", "zadd", "zcount", "zrem", "zscore",
+				// Notifications.
+				"hkeys", "hsetnx", "publish", "scard", "srem", "xadd", "xdel", "xlen", "xrange", "xrevrange", "xtrim", "zremrangebyrank"),
 		},
 		{
 			User: "postroom-dashboard", For: "worker monitor",
-			Keys: []string{
-				"asynq:queues", queue + "*", "asynq:servers", "asynq:servers:*", "asynq:workers", "asynq:workers:*", "asynq:schedulers", "asynq:schedulers:*",
-			},
+			Keys: append([]string{
+				"asynq:queues", "asynq:servers", "asynq:servers:*", "asynq:workers", "asynq:workers:*", "asynq:schedulers", "asynq:schedulers:*",
+			}, queues("asynq:{}:*")...),
 			Commands: look,
+		},
+		{
+			User: service + "-realtime", For: "a service that shows users their notifications (packages realtime and preferences)",
+			Keys: append([]string{inbox, preferences}, push...), Channels: []string{inboxes},
+			Commands: []string{
+				"del", "eval", "evalsha", "get", "hdel", "hget", "hgetall", "hset", "pexpire", "publish", "set", "subscribe", "time", "unsubscribe",
+				"xrange", "xrevrange", "zadd", "zcard", "zrange", "zrem", "zscore",
+			},
 		},
 		{
 			User: service, For: "a service's own keys (rediskit: cache, pubsub, ratelimit, session)",
