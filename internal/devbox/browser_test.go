@@ -70,18 +70,6 @@ func newBrowser(t *testing.T) *browser {
 	return b
 }
 
-// another returns a second tab of the same browser.
-func (b *browser) another(t *testing.T) *browser {
-	t.Helper()
-	ctx, cancel := chromedp.NewContext(b.ctx)
-	t.Cleanup(cancel)
-	other := &browser{ctx: ctx}
-	if err := chromedp.Listen(ctx, other.note); err != nil {
-		t.Fatalf("open another tab: %v", err)
-	}
-	return other
-}
-
 func (b *browser) note(event any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
