@@ -856,8 +856,10 @@ func TestHandler_rights(t *testing.T) {
 	a, b := s.deliver(t, "ada", "a"), s.deliver(t, "ada", "b")
 	l.titles(t, 2)
 	for _, call := range [][3]string{
-		{"GET", "/notifications", ""}, {"GET", "/unread", ""},
-		{"POST", "/read", `{"ids":["` + a + `"]}`}, {"POST", "/read-all", `{"up_to":"` + b + `"}`},
+		{"GET", "/notifications", ""},
+		{"GET", "/unread", ""},
+		{"POST", "/read", `{"ids":["` + a + `"]}`},
+		{"POST", "/read-all", `{"up_to":"` + b + `"}`},
 	} {
 		if status, body := s.call(t, call[0], call[1]+"?user=ada", call[2]); status != http.StatusOK {
 			t.Errorf("%s: %d %s", call[1], status, body)
