@@ -98,7 +98,9 @@ func child() error {
 	if err != nil {
 		return err
 	}
-	w, err := New(quick(), rdb, set, mail, zerolog.New(os.Stderr).With().Timestamp().Logger())
+	cfg := quick()
+	cfg.Queues[notices] = 3
+	w, err := New(cfg, rdb, set, mail, zerolog.New(os.Stderr).With().Timestamp().Logger())
 	if err != nil {
 		return err
 	}
