@@ -867,8 +867,10 @@ func TestHandler_rights(t *testing.T) {
 	}
 	const endpoint = "https://push.example.org/1"
 	for _, call := range [][3]string{
-		{"POST", "grace", browserJSON(t, endpoint)}, {"POST", "ada", browserJSON(t, endpoint)},
-		{"GET", "ada", ""}, {"DELETE", "ada", `{"endpoint":"` + endpoint + `"}`},
+		{"POST", "grace", browserJSON(t, endpoint)},
+		{"POST", "ada", browserJSON(t, endpoint)},
+		{"GET", "ada", ""},
+		{"DELETE", "ada", `{"endpoint":"` + endpoint + `"}`},
 	} {
 		if status, body := s.call(t, call[0], "/push?user="+call[1], call[2], "Content-Type", "application/json"); status >= 300 {
 			t.Errorf("%s /push: %d %s", call[0], status, body)
