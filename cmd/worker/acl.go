@@ -42,7 +42,7 @@ func aclUsers(cfg config.Config, service string) []aclUser {
 		return keys
 	}
 	wake := []string{"postroom:wake:{}*", "postroom:due:{}"} // package wake
-	ofUsers := cfg.Namespace + ":*" // the colon is there without a namespace too
+	ofUsers := cfg.Namespace + ":*"                          // the colon is there without a namespace too
 	inbox, inboxes := "postroom:inbox:{"+ofUsers, "postroom:inbox"+ofSpace
 	push := []string{"postroom:push:{" + ofUsers, "postroom:push:endpoint:{" + ofUsers}
 	preferences := "postroom:preferences:{" + ofUsers

@@ -153,10 +153,16 @@ func TestACL_programsCanDoTheirWork(t *testing.T) {
 			under("postroom-worker", "MONITOR_ADDR="+addr)
 			for _, args := range [][]string{
 				{"webhook", "add", "clinic", "--url", "https://127.0.0.1:1/", "--allow-private", "127.0.0.0/8"},
-				{"webhook", "add", "other", "--url", "https://example.com/"}, {"webhook", "rotate", "clinic"},
-				{"webhook", "disable", "other"}, {"webhook", "enable", "other"}, {"webhook", "show", "other"}, {"webhook", "ls"}, {"webhook", "rm", "other"},
+				{"webhook", "add", "other", "--url", "https://example.com/"},
+				{"webhook", "rotate", "clinic"},
+				{"webhook", "disable", "other"},
+				{"webhook", "enable", "other"},
+				{"webhook", "show", "other"},
+				{"webhook", "ls"},
+				{"webhook", "rm", "other"},
 				{"webhook", "replay", "clinic", "--from", "2026-01-01T00:00:00Z", "--dry-run"},
-				{"chat", "add", "ward-3", "--kind", "json", "--url", "https://127.0.0.1:1/", "--allow-private", "127.0.0.0/8"}, {"chat", "ls"},
+				{"chat", "add", "ward-3", "--kind", "json", "--url", "https://127.0.0.1:1/", "--allow-private", "127.0.0.0/8"},
+				{"chat", "ls"},
 			} {
 				if out, err := f.command("worker", args...).CombinedOutput(); err != nil {
 					t.Fatalf("worker %q: %v\n%s\n%q", args, err, out, refusals(t, admin))
