@@ -31,7 +31,11 @@ func (w *Worker) deliver(ctx context.Context, j *job, a *ledger.Attempt) *failur
 	}
 	switch d.Channel {
 	case tasks.ChannelInApp:
-		return conclude(ctx, a, w.toInbox(ctx, j, d, prefs))
+		f := w.toInbox(ctx, j, d, prefs)
+		if f == nil {
+			w.mark(ctx, d)
+		}
+		return conclude(ctx, a, f)
 	case tasks.ChannelEmail:
 		return conclude(ctx, a, w.toEmail(ctx, j, d))
 	case tasks.ChannelPush:
@@ -142,7 +146,8 @@ func (w *Worker) toEmail(ctx context.Context, j *job, d tasks.Delivery) *failure
 	if _, err := w.producer.SendEmail(ctx, *d.Mail, opts...); err != nil {
 		return w.enqueueFailed(ctx, err)
 	}
-	return w.mark(ctx, d)
+	w.mark(ctx, d)
+	return nil
 }
 
 // toSubscriptions makes a job for each browser of the user, so that each has its own
@@ -211,7 +216,8 @@ func (w *Worker) call(ctx context.Context, j *job, a *ledger.Attempt, d tasks.De
 func (w *Worker) judgeCall(ctx context.Context, j *job, a *ledger.Attempt, d tasks.Delivery, err error) *failure {
 	if err == nil {
 		a.Sent(ctx, string(d.Channel), "")
-		return w.mark(ctx, d)
+		w.mark(ctx, d)
+		return nil
 	}
 	e, ok := errors.AsType[*notifier.Error](err)
 	if !ok {

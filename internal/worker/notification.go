@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -88,18 +89,20 @@ func (w *Worker) due(j *job) time.Time {
 // others as jobs of their own. Run again, it finds what it did before.
 func (w *Worker) plan(ctx context.Context, j *job, n tasks.Notification, texts texts, prefs preferences.Preferences) *failure {
 	steps := n.Steps()
-	for _, step := range steps {
-		if step.OnlyIf == tasks.OnlyIfUnsent {
-			if err := w.openMarks(ctx, j.id, lifeOf(n)); err != nil {
-				return w.redisFailed(ctx, "note the plan", err)
-			}
-			break
+	asked := slices.ContainsFunc(steps, func(s tasks.Step) bool { return s.OnlyIf == tasks.OnlyIfUnsent })
+	if asked {
+		if err := w.openMarks(ctx, j.id, lifeOf(n)); err != nil {
+			return w.redisFailed(ctx, "note the plan", err)
 		}
 	}
 	for i, step := range steps {
 		d := w.delivery(j, n, texts, i)
 		if step.Channel == tasks.ChannelInApp && step.After == 0 {
-			if f := w.toInbox(ctx, j, d, prefs); f != nil && f.outcome != OutcomeSkipped {
+			f := w.toInbox(ctx, j, d, prefs)
+			switch {
+			case f == nil && asked:
+				w.mark(ctx, d)
+			case f != nil && f.outcome != OutcomeSkipped:
 				return f
 			}
 			continue
@@ -189,7 +192,7 @@ func (w *Worker) toInbox(ctx context.Context, j *job, d tasks.Delivery, prefs pr
 	if delivered.Outcome == inbox.Superseded {
 		return skip(reasonSuperseded)
 	}
-	return w.mark(ctx, d)
+	return nil
 }
 
 // wanted asks the user's preferences. What is critical goes out nevertheless, once that
@@ -237,13 +240,12 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('SADD', KEYS[1], ARGV[1])`)
 
 // mark notes that the step of d has been delivered, if a later one asks for that.
-func (w *Worker) mark(ctx context.Context, d tasks.Delivery) *failure {
+func (w *Worker) mark(ctx context.Context, d tasks.Delivery) {
 	if err := markScript.Run(ctx, w.rdb, []string{marksKey(d.Notification)}, d.Step).Err(); err != nil {
 		// The step is delivered: to say otherwise would deliver it again. At worst a
 		// later one comes although it need not.
 		w.log.Warn().Err(err).Str(fieldTask, d.Notification).Msg("delivered step not marked: a step that was to replace it may be sent too")
 	}
-	return nil
 }
 
 // earlier reports whether a step before that of d has been delivered.
