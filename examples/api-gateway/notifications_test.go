@@ -51,7 +51,7 @@ func TestGateway_Notifications(t *testing.T) {
 	}
 	transport := &http.Transport{DisableKeepAlives: true}
 	client := &http.Client{Transport: transport, Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	try := func(method, path, body string, want int, header ...string) *http.Response {
+	try := func(method, path, body string, want int, header ...string) http.Header {
 		t.Helper()
 		r, err := http.NewRequestWithContext(t.Context(), method, base+path, strings.NewReader(body))
 		if err != nil {
@@ -69,16 +69,16 @@ func TestGateway_Notifications(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("%s %s: %d, want %d", method, path, resp.StatusCode, want)
 		}
-		return resp
+		return resp.Header
 	}
-	if policy := try("GET", "/", "", 200).Header.Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") {
+	if policy := try("GET", "/", "", 200).Get("Content-Security-Policy"); !strings.Contains(policy, "default-src 'none'") {
 		t.Errorf("the page's policy is %q", policy)
 	}
 	try("GET", "/realtime/notifications", "", 401)
 	try("POST", "/notify-me", "", 401)
 	try("POST", "/login", "user=404", 403)
 	try("POST", "/login", "user=123", 403, "Sec-Fetch-Site", "cross-site")
-	cookie := try("POST", "/login", "user=123", 303).Header.Get("Set-Cookie")
+	cookie := try("POST", "/login", "user=123", 303).Get("Set-Cookie")
 	if !strings.Contains(cookie, "HttpOnly") || !strings.Contains(cookie, "SameSite=Lax") {
 		t.Error("the cookie is open to scripts or to other sites")
 	}

@@ -315,7 +315,8 @@ func (s *RedisServer) ours() error {
 	if s.sentinel {
 		return nil // has no socket
 	}
-	conn, err := net.DialTimeout("unix", s.Socket(), time.Second)
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(context.Background(), "unix", s.Socket())
 	if err != nil {
 		return fmt.Errorf("reach the server's socket: %w", err)
 	}

@@ -42,6 +42,7 @@ func (w *Worker) deliver(ctx context.Context, j *job, a *ledger.Attempt) *failur
 		if d.Target == "" {
 			return conclude(ctx, a, w.toSubscriptions(ctx, j, d))
 		}
+	case tasks.ChannelSMS, tasks.ChannelChat, tasks.ChannelWebhook:
 	}
 	return w.call(ctx, j, a, d)
 }
