@@ -36,9 +36,10 @@ browsers that receive the notifications of the user demo, a preview of the
 templates that follows your editor, the dashboard. It sends a first email and a
 first notification, and prints every address to open.
 
-Nothing leaves this machine: settings of Redis and of SMTP are not used here, and
-notifications reach the app and the mail catcher only; a step on another channel
-is archived. TEMPLATES_DIR, MONITOR_ADDR, MAIL_FROM, QUEUES, QUEUE_NAMESPACE,
+Nothing leaves this machine: settings of Redis, SMTP, SMS and Web Push are not used
+here. Webhooks, chats and SMS go to receivers of its own, the endpoint dev and the
+chat dev-chat, whose page shows them with their signatures verified; there is no
+push. TEMPLATES_DIR, MONITOR_ADDR, MAIL_FROM, QUEUES, QUEUE_NAMESPACE,
 APP_URL and ACTION_HOSTS are used. Run at the top of the repository, it shows the
 templates in templates/builtin live.
 
@@ -76,7 +77,7 @@ recipient, and ends.`,
 			}
 			box.Log = devLogger(cfg, p.Stderr, cfg.LogLevel)
 			if unused := unusedSettings(cfg); unused != "" {
-				box.Log.Warn().Msg(unused + " not used: worker dev has a Redis and a mail catcher of its own")
+				box.Log.Warn().Msg(unused + " not used: worker dev has a Redis and receivers of its own")
 			}
 			return devbox.Run(cmd.Context(), box)
 		},
@@ -113,7 +114,7 @@ func unusedSettings(cfg config.Config) string {
 		if s.Source == config.SourceDefault {
 			continue
 		}
-		for _, prefix := range []string{"REDIS_", "CACHE_REDIS_", "SMTP_", "DKIM_"} {
+		for _, prefix := range []string{"REDIS_", "CACHE_REDIS_", "SMTP_", "DKIM_", "SMS_", "VAPID_"} {
 			if strings.HasPrefix(s.Name, prefix) {
 				names = append(names, s.Name)
 			}

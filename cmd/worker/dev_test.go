@@ -79,6 +79,7 @@ func TestUnusedSettings(t *testing.T) {
 	t.Parallel()
 	for want, environ := range map[string][]string{
 		"":                        {"MAIL_FROM=a@example.com", "MONITOR_ADDR=127.0.0.1:1"},
+		"SMS_URL is":              {"SMS_URL=twilio://AC00000000000000000000000000000000:token@api.twilio.com?from=+15551234567"},
 		"SMTP_URL is":             {"SMTP_URL=smtp://localhost:25"},
 		"REDIS_URL, SMTP_URL are": {"SMTP_URL=smtp://localhost:25", "REDIS_URL=redis://localhost:6379/0"},
 	} {

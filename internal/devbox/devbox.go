@@ -17,6 +17,7 @@ import (
 	"github.com/medicalink/postroom/internal/inbox"
 	"github.com/medicalink/postroom/internal/lifecycle"
 	"github.com/medicalink/postroom/internal/mailer"
+	"github.com/medicalink/postroom/internal/notifier/endpoint"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/monitor"
 	"github.com/medicalink/postroom/realtime"
@@ -179,6 +180,7 @@ type box struct {
 	changes   *changes
 	store     *store
 	catcher   *catcher
+	receiver  *receiver
 	templates *liveTemplates
 	rdb       *rediskit.Client // of the producer and the pages
 	runner    *runner
@@ -201,6 +203,12 @@ func (b *box) start(ctx context.Context) error {
 	}
 	b.cleanup.Add("mail catcher", b.catcher.stop)
 
+	b.receiver, err = startReceiver(ctx, func() { b.changes.note(func(v *versions) { v.Arrivals++ }) }, log)
+	if err != nil {
+		return err
+	}
+	b.cleanup.Add("receiver of webhooks", b.receiver.stop)
+
 	b.templates, err = loadTemplates(b.cfg.TemplatesDir, func() { b.changes.note(func(v *versions) { v.Templates++ }) }, log)
 	if err != nil {
 		return err
@@ -217,7 +225,7 @@ func (b *box) start(ctx context.Context) error {
 	b.cleanup.Add("mailer", mail.Close)
 
 	connect := rediskit.Config{Addrs: []string{b.redis.addr}, ClientName: "postroom-dev"}
-	b.runner = &runner{cfg: b.cfg.Worker, redis: connect, mail: mail, log: log}
+	b.runner = &runner{cfg: b.cfg.Worker, redis: connect, mail: mail, channels: b.receiver.channels, log: log}
 	set, _ := b.templates.current()
 	if err := b.runner.start(ctx, set); err != nil {
 		return err
@@ -228,6 +236,9 @@ func (b *box) start(ctx context.Context) error {
 		return err
 	}
 	b.cleanup.Add("Redis connection", func(context.Context) error { return b.rdb.Close() })
+	if err := b.receiver.register(ctx, endpoint.NewRegistry(b.rdb, b.cfg.Namespace)); err != nil {
+		return err
+	}
 	b.producer, err = tasks.NewProducer(b.rdb, tasks.FromService("worker-dev"), tasks.Namespace(b.cfg.Namespace))
 	return err
 }
@@ -251,7 +262,7 @@ func (b *box) serve(ctx context.Context) (*webServer, error) {
 	}
 
 	site, err := newWeb(&mails{b.store}, &preview{templates: b.templates, send: b.producer.SendEmail},
-		&notifications{templates: b.templates, send: b.producer.SendNotification, realtime: live}, b.changes, b.links(), mon)
+		&notifications{templates: b.templates, receiver: b.receiver, send: b.producer.SendNotification, realtime: live}, b.changes, b.links(), mon)
 	if err != nil {
 		return nil, err
 	}

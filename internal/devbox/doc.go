@@ -5,11 +5,13 @@
 //
 //	Redis      a redis-server child on a free loopback port, or an in-process one
 //	catcher    an SMTP server that keeps what it is given in memory
+//	receiver   an endpoint for webhooks, a chat and an SMS gateway that keep what they get
 //	worker     the real one, over the real mailer, with that Redis and that catcher
-//	pages      inbox, template preview, dashboard and health on one loopback port
+//	pages      inbox, notifications, template preview, dashboard and health on one loopback port
 //
-// It takes no Redis and no SMTP server from outside, whatever the environment
-// says: a developer's first try must not deliver mail to a patient.
+// It takes no Redis, no SMTP server and no account of an SMS gateway from outside,
+// whatever the environment says, and calls no endpoint but its own: a developer's first
+// try must not reach a patient.
 //
 // The pages show addresses and contents, because that is what a development
 // inbox is for. Hence loopback only, a check of the Host header (a page of

@@ -77,6 +77,13 @@ func TestBrowser_Notifications(t *testing.T) {
 			r.enqueueCLI(t, "notification", "--user", "demo", "--title", title, "--body", "Your results are ready.\nThey are in your record.")
 			tab.waitFor(t, titleOnTop(title)+" && "+unreadIs(2))
 
+			// The other channels, with what is inside when it is opened.
+			tab.waitFor(t, `document.querySelector("#arrivals .chip.good")?.textContent === "signature verified"`)
+			r.enqueueCLI(t, "notification", "--user", "demo", "--title", title, "--sensitivity", "none", "--channel", "sms", "--phone", demoPhone)
+			tab.waitFor(t, `document.querySelector("#arrivals .arrival-text").textContent === `+quoted(title)+` && !document.querySelector("#arrivals family")`)
+			tab.run(t, click("#arrivals li:last-child summary"))
+			tab.waitFor(t, `document.querySelector("#arrivals details[open] pre").textContent.includes('"notification_id"')`)
+
 			// From the form, of its own words and by a template.
 			tab.run(t, click("#send"))
 			tab.waitFor(t, titleOnTop("Your results are ready")+" && "+unreadIs(3))
@@ -197,6 +204,9 @@ func TestNotifications(t *testing.T) {
 		{"data that does not fit", `{"template":"lab-result-ready","data":{}}`, "test_name", http.StatusUnprocessableEntity},
 		{"an email's template", `{"template":"welcome","data":{"name":"Ada"}}`, "no such template", http.StatusNotFound},
 		{"no JSON", `title=Hello`, "JSON", http.StatusBadRequest},
+		{"every channel", `{"title":"Hello","also":["webhook","sms","chat"],"email":true}`, "", http.StatusAccepted},
+		{"a channel that is none", `{"title":"Hello","also":["fax"]}`, "channel", http.StatusUnprocessableEntity},
+		{"a channel that leaves the machine", `{"title":"Hello","also":["push"]}`, "also", http.StatusUnprocessableEntity},
 		{"too long", `{"title":"` + strings.Repeat("x", maxBody) + `"}`, "too large", http.StatusBadRequest},
 	}
 	for _, tt := range tests {

@@ -3,13 +3,18 @@ package devbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 
 	"github.com/medicalink/postroom/internal/mailer"
+	"github.com/medicalink/postroom/internal/notifier"
+	"github.com/medicalink/postroom/internal/notifier/webhook"
 	"github.com/medicalink/postroom/internal/worker"
 	"github.com/medicalink/postroom/rediskit"
+	"github.com/medicalink/postroom/tasks"
 	"github.com/medicalink/postroom/templates"
 )
 
@@ -19,7 +24,9 @@ type runner struct {
 	cfg   worker.Config
 	redis rediskit.Config
 	mail  *mailer.Mailer
-	log   zerolog.Logger
+	// channels makes those of cfg over the connection of a worker.
+	channels func(rdb redis.UniversalClient, namespace string) (map[tasks.Channel]notifier.Channel, error)
+	log      zerolog.Logger
 
 	mu   sync.Mutex // held while one replaces the other
 	now  *worker.Worker
@@ -37,7 +44,7 @@ func (r *runner) start(ctx context.Context, set *templates.Set) error {
 	if err != nil {
 		return err
 	}
-	w, err := worker.New(r.cfg, conn, set, r.mail, r.log)
+	w, err := r.worker(conn, set)
 	if err == nil {
 		err = w.Start(ctx)
 	}
@@ -46,6 +53,16 @@ func (r *runner) start(ctx context.Context, set *templates.Set) error {
 	}
 	r.now, r.conn = w, conn
 	return nil
+}
+
+func (r *runner) worker(conn *rediskit.Client, set *templates.Set) (*worker.Worker, error) {
+	channels, err := r.channels(conn, r.cfg.Namespace)
+	if err != nil {
+		return nil, fmt.Errorf("set up the channels: %w", err)
+	}
+	cfg := r.cfg
+	cfg.Channels, cfg.Webhooks = channels, webhook.NewLog(conn, cfg.Namespace)
+	return worker.New(cfg, conn, set, r.mail, r.log)
 }
 
 func (r *runner) stop(ctx context.Context) error {

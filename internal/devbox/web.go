@@ -40,6 +40,7 @@ type versions struct {
 	Process   string `json:"process"` // another one begins to count anew
 	Inbox     uint64 `json:"inbox"`
 	Templates uint64 `json:"templates"`
+	Arrivals  uint64 `json:"arrivals"`
 }
 
 // changes tells any number of pages that something they show has changed. It

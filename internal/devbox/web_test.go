@@ -48,7 +48,7 @@ func newSite(t *testing.T) *site {
 		return tasks.Receipt{ID: "2"}, cmp.Or(n.Validate(), s.sendErr)
 	}
 	w, err := newWeb(&mails{s.store}, &preview{templates: live, send: send},
-		&notifications{templates: live, send: notify, realtime: http.NotFoundHandler()}, s.changes,
+		&notifications{templates: live, receiver: &receiver{}, send: notify, realtime: http.NotFoundHandler()}, s.changes,
 		links{Commands: []command{{"One", "enqueue <x>"}}}, http.NotFoundHandler())
 	if err != nil {
 		t.Fatal(err)

@@ -180,13 +180,28 @@ $("form").addEventListener("submit", async (event) => {
   const text = byTemplate() ? { template: template().name, data: template().sample } : { title: $("title").value, body: $("body").value };
   $("send").disabled = true;
   try {
-    await post("/api/notifications", { ...text, email: $("email").checked });
+    await post("/api/notifications", { ...text, email: $("email").checked, also: new FormData($("form")).getAll("also") });
     $("problem").textContent = "";
   } catch (error) {
     $("problem").textContent = error.message;
   } finally {
     $("send").disabled = false;
   }
+});
+
+const names = { webhook: "Webhook", sms: "SMS", chat: "Chat" };
+const arrivals = serial(async () => {
+  const opened = new Set([...$("arrivals").querySelectorAll("details[open]")].map((d) => d.dataset.id));
+  const { arrivals } = await api("/api/arrivals");
+  $("arrivals").replaceChildren(...arrivals.map((a) => el("li", {},
+    el("details", { "data-id": a.id, open: opened.has(a.id) },
+      el("summary", {},
+        el("span", { class: "chip" }, names[a.channel]),
+        el("span", { class: "arrival-text" }, a.text),
+        a.verified === undefined ? "" : el("span", { class: a.verified ? "chip good" : "chip warn" }, a.verified ? "signature verified" : "signature wrong"),
+        el("time", { datetime: a.received }, new Date(a.received).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" }))),
+      el("p", { class: "arrival-target" }, "To ", el("code", {}, a.target)),
+      el("pre", {}, a.body)))));
 });
 
 fields(); // a reload keeps what was chosen
@@ -197,5 +212,6 @@ live(async (now) => {
   const before = last;
   last = now;
   if (now.templates !== before?.templates) refresh();
+  if (now.arrivals !== before?.arrivals) arrivals();
   if (now.inbox !== before?.inbox) navCount((await api("/api/messages?limit=1")).total);
 });
