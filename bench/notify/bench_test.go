@@ -136,6 +136,22 @@ func TestRoles_DeliverToBrowsers(t *testing.T) {
 	browsers.ask(request{Do: doClose})
 }
 
+// Who waits for more than will come is told why as soon as a browser has lost its connection.
+func TestBrowsers_WaitFailsWithThem(t *testing.T) {
+	t.Parallel()
+	b := &browsers{}
+	waited := make(chan error)
+	go func() { waited <- b.wait(t.Context(), 1) }()
+	lost := errors.New("lost")
+	b.mu.Lock()
+	b.failed = lost
+	b.look()
+	b.mu.Unlock()
+	if err := <-waited; !errors.Is(err, lost) {
+		t.Errorf("%v, want %v", err, lost)
+	}
+}
+
 // Each way delivers every notification once.
 func TestDrive_EveryWayDelivers(t *testing.T) {
 	t.Parallel()
@@ -182,7 +198,7 @@ func TestBench_Report(t *testing.T) {
 			b.rates[way] = append(b.rates[way], r)
 		}
 		b.hooks = append(b.hooks, r)
-		for _, row := range []string{latencyRow(1), latencyRow(o.clients), rushRow} {
+		for _, row := range []string{latencyRow(1), latencyRow(o.clients), rushRow(rushBrowsers)} {
 			b.latencies[row] = append(b.latencies[row], latencyRound{[]float64{3, 1}, []float64{2}, []float64{1}})
 		}
 		b.memories = append(b.memories, memoryRound{none: memory{10, 10, 10}, all: memory{20_010, 20_010, 20_010}})
@@ -191,7 +207,7 @@ func TestBench_Report(t *testing.T) {
 	if err := b.report(context.WithoutCancel(t.Context()), &text); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"**750** (500 – 1,000)", "| 10,000 browsers |", "| " + rushRow + " |", "| Go heap and stacks in use after it | **2** |", "| queue → worker → receiver |"} {
+	for _, want := range []string{"**750** (500 – 1,000)", "| 10,000 browsers |", "| " + rushRow(rushBrowsers) + " |", "| Go heap and stacks in use after it | **2** |", "| queue → worker → receiver |"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, text.String())
 		}

@@ -157,15 +157,20 @@ func (b *bench) lineRound(ctx context.Context, prefix string) (err error) {
 	return errors.Join(err, b.sweep(ctx))
 }
 
-// afterRush measures latency with one browser seconds after the worker had all that it can do: it must be as ready then
+// rushBrowsers is the number of them in afterRush, at most. What gathers for a single one, should the worker not be ready,
+// would be more than the service keeps for it.
+const rushBrowsers = 100
+
+// afterRush measures latency with some browsers seconds after the worker had all that it can do: it must be as ready then
 // as it was before.
 func (b *bench) afterRush(ctx context.Context, prefix string) (err error) {
-	l, err := b.connect(ctx, prefix, 1)
+	browsers := min(rushBrowsers, b.clients)
+	l, err := b.connect(ctx, prefix, browsers)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.stop()) }()
-	return b.pace(ctx, l, rushRow, prefix, 1)
+	return b.pace(ctx, l, rushRow(browsers), prefix, browsers)
 }
 
 // sent is a notification with the times of the call that enqueued it, in Unix microseconds.

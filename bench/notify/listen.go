@@ -67,6 +67,7 @@ func (b *browsers) connect(ctx context.Context, prefix string, n int) error {
 			b.mu.Lock()
 			if !b.closing && b.failed == nil {
 				b.failed = fmt.Errorf("browser %d: %w", i, err)
+				b.look()
 			}
 			b.mu.Unlock()
 			told()
@@ -158,9 +159,9 @@ func (b *browsers) arrived(a arrival) {
 	b.look()
 }
 
-// look wakes who waits. The caller holds mu.
+// look wakes who waits, if there is nothing to wait for any more. The caller holds mu.
 func (b *browsers) look() {
-	if b.reached != nil && len(b.arrivals) >= b.target {
+	if b.reached != nil && (b.failed != nil || len(b.arrivals) >= b.target) {
 		close(b.reached)
 		b.reached = nil
 	}
@@ -176,12 +177,14 @@ func (b *browsers) wait(ctx context.Context, n int) error {
 	defer cancel()
 	select {
 	case <-reached:
-		return nil
 	case <-ctx.Done():
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return errors.Join(fmt.Errorf("%d of %d notifications have arrived: %w", len(b.arrivals), n, ctx.Err()), b.failed)
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.arrivals) >= n {
+		return b.failed
+	}
+	return fmt.Errorf("%d of %d notifications have arrived: %w", len(b.arrivals), n, errors.Join(b.failed, ctx.Err()))
 }
 
 func (b *browsers) take() (answer, error) {

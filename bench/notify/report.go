@@ -37,15 +37,15 @@ var names = map[string]struct{ long, short string }{
 	toBrowser:   {"whole path with connected browsers: queue → worker → inbox → browser", "to browsers"},
 }
 
-// rushRow is the latency with one browser after a round of rates.
-const rushRow = "1 browser, seconds after a full queue"
-
 func latencyRow(browsers int) string {
 	if browsers == 1 {
 		return "1 browser"
 	}
 	return report.Count(browsers) + " browsers"
 }
+
+// rushRow is the latency after a round of rates.
+func rushRow(browsers int) string { return latencyRow(browsers) + ", seconds after a full queue" }
 
 // cell writes the median with its spread, of which a single round has none.
 func cell(s report.Spread, write func(float64) string) string {
@@ -110,7 +110,7 @@ and the call itself. The quantiles are over all rounds; in parentheses those of 
 			b.rate, report.Count(b.samples())),
 		Header: []string{"", "call → browser p50", "p99", "longest", "return → browser p50", "p99", "the call p50", "p99"},
 	}
-	for _, row := range slices.Compact([]string{latencyRow(1), latencyRow(b.clients), rushRow}) {
+	for _, row := range slices.Compact([]string{latencyRow(1), latencyRow(b.clients), rushRow(min(rushBrowsers, b.clients))}) {
 		rounds := b.latencies[row]
 		figure := func(values func(latencyRound) []float64, q float64) string {
 			return cell(pooled(rounds, values, q), decimals)
