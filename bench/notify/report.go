@@ -77,9 +77,9 @@ func (b *bench) rateTable() table {
 		Text: fmt.Sprintf(`%s notifications a round, %d for each of %s users, from the first arrival to the last: in the inbox by Redis' clock, in
 the browser by that of its process. The whole path takes them from a queue that was filled before; the others are %d
 loops without jobs. CPU is the user and system time of the processes for 1,000 notifications, without that of the
-browsers. The last column is the median of the rounds' ratios.`,
+browsers. The ratio to the whole path is the median of the rounds' ratios.`,
 			report.Count(b.notifications()), b.each, report.Count(b.users), concurrency),
-		Header: []string{"", "notifications/s", "CPU s per 1,000: loops or worker", "Redis", "service", "× the whole path"},
+		Header: []string{"", "notifications/s", "CPU s per 1,000: loops or worker", "Redis", "service", "× the whole path", "counted", "lost", "doubled"},
 	}
 	for _, way := range ways() {
 		rounds := b.rates[way]
@@ -94,6 +94,7 @@ browsers. The last column is the median of the rounds' ratios.`,
 			thousand(report.SpreadOf(rounds, func(r rateRound) float64 { return r.per1000(r.redis) }).Median),
 			service,
 			decimals(b.ratio(way, whole).Median),
+			report.Count(len(rounds) * rounds[0].n), "0", "0", // or exactlyOnce would have failed
 		})
 	}
 	return t
@@ -175,12 +176,13 @@ func (b *bench) webhookTable() table {
 loopback, %d requests at once, each signed (HMAC-SHA256) and its signature checked by the receiver. A webhook takes two
 jobs: the notification, and the delivery that has its own retries. From the first to the last one that the receiver got.`,
 			report.Count(b.webhooks), concurrency),
-		Header: []string{"", "webhooks/s", "CPU s per 1,000: worker", "Redis"},
+		Header: []string{"", "webhooks/s", "CPU s per 1,000: worker", "Redis", "counted", "lost", "doubled"},
 		Rows: [][]string{{
 			"queue → worker → receiver",
 			cell(report.SpreadOf(b.hooks, rateRound.rate), count),
 			thousand(report.SpreadOf(b.hooks, func(r rateRound) float64 { return r.per1000(r.program) }).Median),
 			thousand(report.SpreadOf(b.hooks, func(r rateRound) float64 { return r.per1000(r.redis) }).Median),
+			report.Count(len(b.hooks) * b.hooks[0].n), "0", "0", // or webhookRound would have failed
 		}},
 	}
 }
@@ -191,9 +193,10 @@ var page = template.Must(template.New("notify.md").Funcs(template.FuncMap{"join"
 **A quick look: one small round. Not for publishing.**
 {{end}}
 In-app notifications from ` + "`tasks.Producer`" + ` through ` + "`worker run`" + ` to the user's inbox and browser. Figures are medians of
-{{.Rounds}} rounds (smallest – largest){{.WarmUp}}. {{.Checked}} notifications were counted, every round's by id and user: each
-arrived exactly once, in its user's stream and, where browsers were connected, in that user's browser; none was lost,
-none doubled, none came to anybody else.
+{{.Rounds}} rounds (smallest – largest){{.WarmUp}}. {{.Checked}} notifications were counted in all, by id and user: each arrived
+exactly once in its user's stream, where rates were measured; in its user's browser, wherever browsers were connected;
+and at the receiver of webhooks, with a good signature. None was lost, none doubled, none came to anybody else. A round
+in which one did would have ended the run.
 
 ![Notifications per second and latency](notify.svg)
 {{range .Tables}}
@@ -208,7 +211,8 @@ none doubled, none came to anybody else.
 {{end}}{{end}}
 ## Method
 
-- Machine: {{.Machine}}. Load average before the run: {{.Load}}, after it: {{.After}}. The run took {{.Took}}.
+- Machine: {{.Machine}}. Load average before the run: {{.Load}}, after it: {{.After}}, the run's own
+  processes included. It took {{.Took}}.
 - Versions: {{.Versions}}.
 - postroom: commit {{.Commit}}.
 - One Redis server without persistence; one worker process (` + "`worker run`" + `), {{.Concurrency}} jobs at once, otherwise with its defaults,
