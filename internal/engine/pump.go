@@ -57,7 +57,8 @@ type pump struct {
 	woken bool  // by a marker, which is gone now
 	held  bool  // jobs were left behind that a slot of their queue could take
 	again time.Time
-	empty int // calls of asynq's current round that are known to find nothing
+	empty int           // calls of asynq's current round that are known to find nothing
+	room  chan struct{} // closed when a queue that was full or shut may have room; nil if nobody waits
 }
 
 func newPump(rdb redis.UniversalClient, f *fetcher, s *slots, stopping <-chan struct{}) *pump {
@@ -155,9 +156,29 @@ func (p *pump) wake() bool {
 	return true
 }
 
+// mayHaveRoom returns a channel that is closed when a queue that has no room now may
+// have some.
+func (p *pump) mayHaveRoom() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.room == nil {
+		p.room = make(chan struct{})
+	}
+	return p.room
+}
+
+// madeRoom is called with mu held.
+func (p *pump) madeRoom() {
+	if p.room != nil {
+		close(p.room)
+		p.room = nil
+	}
+}
+
 // freed is called when a job ended without the pump.
 func (p *pump) freed() {
 	p.mu.Lock()
+	p.madeRoom()
 	p.look = p.look || p.held
 	p.mu.Unlock()
 	notify(p.turn)
@@ -204,10 +225,12 @@ func (p *pump) next() (r round, again time.Time) {
 	}
 	if n > 0 {
 		p.slots.release(r.ends)
+		p.madeRoom()
 		p.look = p.look || p.held
 	}
 	if !p.again.IsZero() && !time.Now().Before(p.again) {
 		p.look, p.again = true, time.Time{}
+		p.madeRoom()
 	}
 	free := p.slots.free()
 	if p.look && p.asked && p.err == nil && free > 0 && !p.stopped() {

@@ -353,6 +353,49 @@ func TestServer_KeepsSlotsForCriticalJobs(t *testing.T) {
 	}
 }
 
+// A queue that was full when its worker began to listen is listened to again as soon as
+// it has room, not when the wait of up to 25 s is over: until then only the look would
+// find its jobs. No job stands behind the marker here, so no look takes it.
+func TestServer_ListensAgainWhereItHasRoom(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.Redis(t).Open(t)
+	const critical, bulk = "email:critical", "email:bulk"
+	cfg := config()
+	cfg.Queues = map[string]int{critical: 6, bulk: 1}
+	cfg.Concurrency = 10
+	release := make(chan struct{})
+	var running atomic.Int32
+	start(t, rdb, cfg, func(context.Context, *asynq.Task) error {
+		running.Add(1)
+		defer running.Add(-1)
+		<-release
+		return nil
+	})
+	for range 9 {
+		add(t, rdb, bulk, true)
+	}
+	eventually(t, "full house of bulk jobs", func() bool { return running.Load() == 9 })
+	if err := redis.NewScript(wake.Lua+`wake(KEYS[1])`).Run(t.Context(), rdb, []string{wake.Key(bulk)}).Err(); err != nil && !errors.Is(err, redis.Nil) {
+		t.Fatal(err)
+	}
+	marked := func() bool {
+		n, err := rdb.Exists(t.Context(), wake.Key(bulk)).Result()
+		return err == nil && n == 1
+	}
+	// A free slot is left, for critical jobs, so it listens, and leaves the marker alone.
+	eventually(t, "a listener that leaves the full queue out", func() bool {
+		clients, err := rdb.ClientList(t.Context()).Result()
+		return marked() && err == nil && strings.Count(clients, " flags=b ") == 1 && marked()
+	})
+	close(release)
+	eventually(t, "an empty house", func() bool { return running.Load() == 0 })
+	for deadline := time.Now().Add(12 * time.Second); marked(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody listens to the queue that was full")
+		}
+	}
+}
+
 // A flood of critical jobs leaves bulk mail its turn.
 func TestServer_StarvesNobody(t *testing.T) {
 	t.Parallel()

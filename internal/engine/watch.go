@@ -262,12 +262,17 @@ type line struct {
 }
 
 // pop waits for a marker of queues that this process has slots for, and returns
-// its key.
+// its key. It returns without one when a queue that it left out has room again, so
+// that it can be called anew with that one among the others.
 func (l *line) pop(w *watcher, queues []queue) (string, error) {
+	room := w.pump.mayHaveRoom() // before the queues are looked at, to miss nothing
 	var keys []string
+	var full []queue
 	for _, q := range queues {
 		if n, _ := w.pump.fetch.open(q); n > 0 {
 			keys = append(keys, wake.Key(q.name))
+		} else {
+			full = append(full, q)
 		}
 	}
 	for _, q := range queues {
@@ -285,12 +290,10 @@ func (l *line) pop(w *watcher, queues []queue) (string, error) {
 	defer cancel()
 	node, id := l.node, l.id
 	w.wg.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-w.stopping:
-			if id != 0 {
-				w.unblock(ctx, node, id)
-			}
+		if w.await(ctx, full, room) && id != 0 {
+			w.unblock(ctx, node, id)
+		}
+		if w.stopped() {
 			cancel()
 		}
 	})
@@ -302,6 +305,29 @@ func (l *line) pop(w *watcher, queues []queue) (string, error) {
 		return "", err
 	}
 	return reply[0], nil
+}
+
+// await returns true when one of the queues that were full has room again, or at
+// shutdown, and false when ctx ends.
+func (w *watcher) await(ctx context.Context, full []queue, room <-chan struct{}) bool {
+	if len(full) == 0 {
+		room = nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-w.stopping:
+			return true
+		case <-room:
+		}
+		room = w.pump.mayHaveRoom()
+		for _, q := range full {
+			if n, _ := w.pump.fetch.open(q); n > 0 {
+				return true
+			}
+		}
+	}
 }
 
 // unblock ends the wait of connection id. The command may be on its way yet, so
