@@ -70,7 +70,7 @@ func (w *Worker) admitStep(ctx context.Context, j *job, d tasks.Delivery) (prefe
 	if d.Collapse != "" {
 		superseded, err := w.inbox.Superseded(ctx, d.User, d.Collapse, d.Notification)
 		if err != nil {
-			return none, w.redisFailed(ctx, "ask for a newer notification", err)
+			return none, redisFailed(ctx, "ask for a newer notification", err)
 		}
 		if superseded {
 			return none, skip(reasonSuperseded)
@@ -79,7 +79,7 @@ func (w *Worker) admitStep(ctx context.Context, j *job, d tasks.Delivery) (prefe
 	if d.OnlyIf == tasks.OnlyIfUnsent {
 		sent, err := w.earlier(ctx, d)
 		if err != nil {
-			return none, w.redisFailed(ctx, "ask for the earlier steps", err)
+			return none, redisFailed(ctx, "ask for the earlier steps", err)
 		}
 		if sent {
 			return none, skip(reasonSentBefore)
@@ -92,7 +92,7 @@ func (w *Worker) admitStep(ctx context.Context, j *job, d tasks.Delivery) (prefe
 		// Where the notification is not in the app, nobody has read it there.
 		_, read, err := w.inbox.State(ctx, d.User, d.Notification)
 		if err != nil {
-			return none, w.redisFailed(ctx, "ask whether it was read", err)
+			return none, redisFailed(ctx, "ask whether it was read", err)
 		}
 		if read {
 			return none, skip(reasonRead)
@@ -100,7 +100,7 @@ func (w *Worker) admitStep(ctx context.Context, j *job, d tasks.Delivery) (prefe
 	}
 	prefs, err := w.preferences.Get(ctx, d.User)
 	if err != nil {
-		return none, w.redisFailed(ctx, "read the preferences", err)
+		return none, redisFailed(ctx, "read the preferences", err)
 	}
 	if d.Channel == tasks.ChannelInApp {
 		return prefs, nil // toInbox asks for itself
@@ -145,7 +145,7 @@ func (w *Worker) toEmail(ctx context.Context, j *job, d tasks.Delivery) *failure
 		opts = append(opts, tasks.Deadline(j.expires))
 	}
 	if _, err := w.producer.SendEmail(ctx, *d.Mail, opts...); err != nil {
-		return w.enqueueFailed(ctx, err)
+		return enqueueFailed(ctx, err)
 	}
 	w.mark(ctx, d)
 	return nil
@@ -159,7 +159,7 @@ func (w *Worker) toSubscriptions(ctx context.Context, j *job, d tasks.Delivery) 
 	}
 	targets, err := w.push.Targets(ctx, d.User)
 	if err != nil {
-		return w.redisFailed(ctx, "list the push subscriptions", err)
+		return redisFailed(ctx, "list the push subscriptions", err)
 	}
 	if len(targets) == 0 {
 		return skip(reasonNoTarget)
@@ -203,7 +203,7 @@ func (w *Worker) call(ctx context.Context, j *job, a *ledger.Attempt, d tasks.De
 			f.after = w.cfg.DoubtWait
 			return f
 		}
-		return w.redisFailed(ctx, "record the try", err)
+		return redisFailed(ctx, "record the try", err)
 	}
 	// From here on an answer is waited for: to stop only makes a doubt out of a fact.
 	// The channels bound that wait.
@@ -231,6 +231,7 @@ func (w *Worker) judgeCall(ctx context.Context, j *job, a *ledger.Attempt, d tas
 	}
 	j.provider, j.code = string(d.Channel), e.Code
 	f := fail(OutcomeRetry, e.Reason, e)
+	f.text = strings.TrimLeft(strings.TrimPrefix(f.text, e.Reason), ": ") // the reason stands in front anyway
 	f.after = e.After
 	switch e.Fault {
 	case notifier.Temporary:

@@ -27,17 +27,17 @@ func (w *Worker) gather(ctx context.Context, j *job, n tasks.Notification, texts
 	}
 	added, err := w.digests.Add(ctx, n.User, n.Digest.Key, j.id, item, time.Duration(n.Digest.Window), n.Digest.Max, w.bare(j.queue))
 	if err != nil {
-		return w.redisFailed(ctx, "add to the digest", err)
+		return redisFailed(ctx, "add to the digest", err)
 	}
 	end := tasks.DigestClose{User: n.User, Key: n.Digest.Key, Generation: added.Generation}
 	queue := tasks.Queue(added.Queue)
 	if _, err := w.producer.SendDigestClose(ctx, end, queue, tasks.At(added.Ends)); err != nil {
-		return w.enqueueFailed(ctx, err)
+		return enqueueFailed(ctx, err)
 	}
 	if added.Full {
 		end.Full = true
 		if _, err := w.producer.SendDigestClose(ctx, end, queue); err != nil {
-			return w.enqueueFailed(ctx, err)
+			return enqueueFailed(ctx, err)
 		}
 	}
 	return nil
@@ -56,7 +56,7 @@ func (w *Worker) closeDigest(ctx context.Context, j *job, a *ledger.Attempt) *fa
 		return conclude(ctx, a, skip(reasonClosedBefore))
 	}
 	if err != nil {
-		return conclude(ctx, a, w.redisFailed(ctx, "close the digest", err))
+		return conclude(ctx, a, redisFailed(ctx, "close the digest", err))
 	}
 	j.enqueued = w.due(j) // what came first is as old as the window, the digest is not
 	n, err := digestOf(items)
@@ -67,7 +67,7 @@ func (w *Worker) closeDigest(ctx context.Context, j *job, a *ledger.Attempt) *fa
 		return conclude(ctx, a, f)
 	}
 	if err := w.digests.Done(ctx, d.User, d.Key, d.Generation); err != nil {
-		return conclude(ctx, a, w.redisFailed(ctx, "finish the digest", err))
+		return conclude(ctx, a, redisFailed(ctx, "finish the digest", err))
 	}
 	return conclude(ctx, a, nil)
 }

@@ -41,7 +41,7 @@ func conclude(ctx context.Context, a *ledger.Attempt, f *failure) *failure {
 func (w *Worker) notify(ctx context.Context, j *job, n tasks.Notification) *failure {
 	prefs, err := w.preferences.Get(ctx, n.User)
 	if err != nil {
-		return w.redisFailed(ctx, "read the preferences", err)
+		return redisFailed(ctx, "read the preferences", err)
 	}
 	if n.Dedupe != "" || n.Collapse != "" {
 		outcome, err := w.inbox.Claim(ctx, n.User, j.id, inbox.Claim{
@@ -49,7 +49,7 @@ func (w *Worker) notify(ctx context.Context, j *job, n tasks.Notification) *fail
 		})
 		switch {
 		case err != nil:
-			return w.redisFailed(ctx, "claim the dedupe and collapse keys", err)
+			return redisFailed(ctx, "claim the dedupe and collapse keys", err)
 		case outcome == inbox.Duplicate:
 			return skip(reasonDuplicate)
 		case outcome == inbox.Superseded:
@@ -92,7 +92,7 @@ func (w *Worker) plan(ctx context.Context, j *job, n tasks.Notification, texts t
 	asked := slices.ContainsFunc(steps, func(s tasks.Step) bool { return s.OnlyIf == tasks.OnlyIfUnsent })
 	if asked {
 		if err := w.openMarks(ctx, j.id, lifeOf(n)); err != nil {
-			return w.redisFailed(ctx, "note the plan", err)
+			return redisFailed(ctx, "note the plan", err)
 		}
 	}
 	for i, step := range steps {
@@ -154,27 +154,25 @@ func (w *Worker) enqueueStep(ctx context.Context, j *job, d tasks.Delivery, at t
 		opts = append(opts, tasks.MaxRetry(len(webhookSchedule)))
 	}
 	if _, err := w.producer.SendDelivery(ctx, d, opts...); err != nil {
-		return w.enqueueFailed(ctx, err)
+		return enqueueFailed(ctx, err)
 	}
 	return nil
 }
 
 // enqueueFailed is the failure of a job that could not enqueue another.
-func (w *Worker) enqueueFailed(ctx context.Context, err error) *failure {
+func enqueueFailed(ctx context.Context, err error) *failure {
 	if _, invalid := errors.AsType[*tasks.ValidationError](err); invalid {
 		return fail(OutcomeRejected, reasonInvalid, err)
 	}
-	return w.redisFailed(ctx, "enqueue the next step", err)
+	return redisFailed(ctx, "enqueue the next step", err)
 }
 
-// redisFailed is the failure of a job that needs Redis for more than its record. The
-// error's own text may hold a key, so it goes to the log of the process only.
-func (w *Worker) redisFailed(ctx context.Context, what string, err error) *failure {
+// redisFailed is the failure of a job that needs Redis for more than its record.
+func redisFailed(ctx context.Context, what string, err error) *failure {
 	if ctx.Err() != nil {
 		return ended(ctx)
 	}
-	w.log.Debug().Err(err).Str("action", what).Msg("redis failed a job")
-	return fail(OutcomeDeferred, reasonRedis, fmt.Errorf("could not %s: Redis did not answer as it should", what))
+	return fail(OutcomeDeferred, reasonRedis, fmt.Errorf("could not %s: %w", what, err))
 }
 
 // toInbox delivers d in the app.
@@ -187,7 +185,7 @@ func (w *Worker) toInbox(ctx context.Context, j *job, d tasks.Delivery, prefs pr
 		Category: d.Category, Created: d.Created, Collapse: d.Collapse,
 	})
 	if err != nil {
-		return w.redisFailed(ctx, "write to the inbox", err)
+		return redisFailed(ctx, "write to the inbox", err)
 	}
 	if delivered.Outcome == inbox.Superseded {
 		return skip(reasonSuperseded)
@@ -213,7 +211,7 @@ func (w *Worker) override(ctx context.Context, j *job, d tasks.Delivery, action 
 		Details: map[string]string{"channel": string(d.Channel), "category": d.Category, "kind": d.Kind},
 	})
 	if err != nil {
-		return w.redisFailed(ctx, "record that a preference is overridden", err)
+		return redisFailed(ctx, "record that a preference is overridden", err)
 	}
 	return nil
 }
@@ -223,12 +221,13 @@ func (w *Worker) override(ctx context.Context, j *job, d tasks.Delivery, action 
 
 func marksKey(notification string) string { return "postroom:delivered:{" + notification + "}" }
 
+// KEYS: marks. ARGV: how long to keep them, in milliseconds.
+var openMarksScript = redis.NewScript(`
+redis.call('SADD', KEYS[1], 'open')
+return redis.call('PEXPIRE', KEYS[1], ARGV[1])`)
+
 func (w *Worker) openMarks(ctx context.Context, notification string, life time.Duration) error {
-	key := marksKey(notification)
-	pipe := w.rdb.TxPipeline()
-	pipe.SAdd(ctx, key, "open")
-	pipe.PExpire(ctx, key, life)
-	if _, err := pipe.Exec(ctx); err != nil {
+	if err := openMarksScript.Run(ctx, w.rdb, []string{marksKey(notification)}, life.Milliseconds()).Err(); err != nil {
 		return fmt.Errorf("open the marks of a plan: %w", err)
 	}
 	return nil
