@@ -15,12 +15,15 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/medicalink/postroom/internal/cli"
+	"github.com/medicalink/postroom/internal/notifier/webpush"
 	"github.com/medicalink/postroom/internal/testenv"
+	"github.com/medicalink/postroom/preferences"
 	"github.com/medicalink/postroom/rediskit"
 	"github.com/medicalink/postroom/rediskit/cache"
 	"github.com/medicalink/postroom/rediskit/pubsub"
 	"github.com/medicalink/postroom/rediskit/ratelimit"
 	"github.com/medicalink/postroom/rediskit/session"
+	"github.com/medicalink/postroom/tasks"
 )
 
 const aclTestPassword = "acl-password"
@@ -135,9 +138,44 @@ func TestACL_programsCanDoTheirWork(t *testing.T) {
 			mustEnqueue("--to", "gone@example.com")
 			mustEnqueue("--to", "later@example.com")
 			mustEnqueue("--to", "late@example.com", "--deadline", "1s", "--delay", "2s")
+			notify := func(args ...string) {
+				t.Helper()
+				args = append([]string{"notification", "--user", "u-1", "--title", "Hello"}, args...)
+				if _, stderr, code := f.enqueue(t, args...); code != 0 {
+					t.Fatalf("enqueue %q: exit %d\n%s\n%q", args, code, stderr, refusals(t, admin))
+				}
+			}
+			notify("--step", "in_app", "--step", "email after 1s if unread", "--step", "sms after 2s if unsent",
+				"--email", "nora@example.com", "--phone", "+4930123456", "--collapse", "k", "--dedupe", "d")
+			notify("--channel", "webhook", "--webhook", "clinic")
+			notify("--channel", "chat", "--chat", "ward-3")
+			notify("--channel", "push", "--critical", "a recall") // switched off below
+			notify("--digest-key", "k", "--digest-window", "1s", "--digest-max", "2")
+			notify("--digest-key", "k", "--digest-window", "1s", "--priority", "bulk")
+
+			// As a service does for its users, under its own rules.
+			under("accounts-service-realtime")
+			service := as(t, f.redis.Config(), "accounts-service-realtime")
+			switches := map[string]map[tasks.Channel]bool{preferences.AllCategories: {tasks.ChannelPush: false}}
+			if err := preferences.NewStore(service, namespace).Set(t.Context(), "u-1", preferences.Preferences{Switches: switches}); err != nil {
+				t.Fatal(err)
+			}
+			subscriptions, err := webpush.NewSubscriptions(service, namespace)
+			if err != nil {
+				t.Fatal(err)
+			}
+			browser, err := webpush.ParseSubscription([]byte(`{"endpoint":"https://push.invalid/1","keys":{` +
+				`"p256dh":"BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4","auth":"BTBZMqHH6r4Tts7J_aSIgg"}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := subscriptions.Add(t.Context(), "u-1", *browser); err != nil {
+				t.Fatalf("%v\n%q", err, refusals(t, admin))
+			}
 
 			addr := freeAddr(t)
-			under("postroom-worker", "MONITOR_ADDR="+addr)
+			under("postroom-worker", "MONITOR_ADDR="+addr, "VAPID_SUBJECT=mailto:operations@medicalink.example",
+				"VAPID_PRIVATE_KEY=yI_v2JP8Dp1wwjYlsWCgHqgIrPUZ3CHp0ftcEAyeOGQ")
 			for _, args := range [][]string{
 				{"webhook", "add", "clinic", "--url", "https://127.0.0.1:1/", "--allow-private", "127.0.0.0/8"},
 				{"webhook", "add", "other", "--url", "https://example.com/"},
@@ -168,7 +206,20 @@ func TestACL_programsCanDoTheirWork(t *testing.T) {
 				}
 			}
 			defer kill()
-			f.delivered(t, 3)
+			f.delivered(t, 4)
+			waitFor(t, "notifications in every channel", func() bool {
+				if list := refusals(t, admin); len(list) > 0 {
+					t.Fatalf("refused:\n%s", strings.Join(list, "\n"))
+				}
+				entries, err := admin.XLen(t.Context(), "postroom:inbox:{"+namespace+":u-1}").Result()
+				overrides, auditErr := admin.XLen(t.Context(), "postroom:audit").Result()
+				// What webhook, chat and push answer is refused by the closed port: each waits for its next try.
+				var retry string
+				if code, body := get(t, "http://"+addr+"/monitor/api/queues/"+prefixed(namespace, "notification:default")); code == http.StatusOK {
+					retry = body
+				}
+				return err == nil && auditErr == nil && entries == 2 && overrides >= 1 && strings.Contains(retry, `"retry":3`)
+			})
 			waitFor(t, "an archived job", func() bool {
 				return strings.Contains(apiOf(t, addr, namespace, ""), `"archived":1`)
 			})
@@ -294,13 +345,19 @@ func TestACL_refusesTheRest(t *testing.T) {
 			"EXISTS asynq:{email:default}:t:1", "EXISTS asynq:{production:email:default}:t:1", "PUBLISH asynq:cancel 1", "SUBSCRIBE accounts-service:updates",
 			"RPUSH postroom:wake:{email:default} 1", "LPOP postroom:wake:{staging:email:default}", "EXISTS postroom:pause:{staging:email:default}",
 			"ZADD postroom:due:{staging:email:default}:claim 1 x", "EXISTS postroom:gate:{staging:email:default}",
+			"HGETALL postroom:endpoint:{staging:clinic}", "XRANGE postroom:inbox:{staging:u-1} - +", "LPUSH asynq:{production:notification:default}:pending x",
 		},
 		"postroom-worker": {
 			"FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG SET dir /tmp", "ACL LIST", "SCRIPT FLUSH", "SHUTDOWN", "MIGRATE h 1 k 0 1", "REPLICAOF NO ONE",
 			"GET accounts-service:user:1", "GET asynq:{email:default}:t:1", "PUBLISH accounts-service:updates x",
 			"BLPOP postroom:wake:{email:default} 1", "HGETALL postroom:gate:{production:email:default}",
 		},
+		"accounts-service-realtime": {
+			"FLUSHALL", "KEYS *", "HGET " + job + " msg", "XADD postroom:inbox:{staging:u-1} * n x", "XRANGE postroom:inbox:{production:u-1} - +",
+			"GET postroom:preferences:{:u-1}", "HGETALL postroom:endpoint:{staging:clinic}", "XRANGE postroom:audit - +", "SUBSCRIBE postroom:inbox",
+		},
 		"postroom-dashboard": {
+			"HGETALL postroom:endpoint:{staging:clinic}", "XRANGE postroom:inbox:{staging:u-1} - +",
 			"FLUSHALL", "KEYS *", "DEL " + job, "HSET " + job + " state x", "LPUSH asynq:{staging:email:default}:pending x",
 			"EVAL return(redis.call('DEL',KEYS[1])) 1 " + job, "GET postroom:job:{1}", "PUBLISH asynq:cancel 1", "CONFIG GET *",
 		},
