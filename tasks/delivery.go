@@ -58,6 +58,8 @@ type Delivery struct {
 	Payload json.RawMessage `json:"payload,omitempty"`
 	// Mail is the job to hand to the email queue; for that channel only.
 	Mail *Email `json:"mail,omitempty"`
+	// Service is the one that enqueued the notification; empty if it has no name.
+	Service string `json:"service,omitempty"`
 	// Created is when the notification was enqueued.
 	Created time.Time `json:"created"`
 	Class   Class     `json:"class,omitempty"`
@@ -118,6 +120,7 @@ func (d Delivery) check() error {
 	p.quiet(d.Quiet)
 	p.printable("collapse", d.Collapse, 64)
 	p.condition("only_if", d.OnlyIf)
+	p.headerText("service", d.Service, 64)
 	switch {
 	case (d.Channel == ChannelWebhook) != (len(d.Payload) > 0):
 		p.add("payload", "is required for the channel %s, and refused for others", ChannelWebhook)

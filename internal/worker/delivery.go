@@ -25,13 +25,13 @@ func (w *Worker) deliver(ctx context.Context, j *job, a *ledger.Attempt) *failur
 		a.Release(ctx)
 		return fail(OutcomeRejected, reasonUndecodable, err)
 	}
-	prefs, f := w.admitStep(ctx, j, d)
+	prefs, f := w.admitStep(ctx, d)
 	if f != nil {
 		return conclude(ctx, a, f)
 	}
 	switch d.Channel {
 	case tasks.ChannelInApp:
-		f := w.toInbox(ctx, j, d, prefs)
+		f := w.toInbox(ctx, d, prefs)
 		if f == nil {
 			w.mark(ctx, d)
 		}
@@ -62,7 +62,7 @@ func personal(c tasks.Channel) bool {
 func rings(c tasks.Channel) bool { return personal(c) && c != tasks.ChannelInApp }
 
 // admitStep decides, now that its time has come, whether the step of d is still called for.
-func (w *Worker) admitStep(ctx context.Context, j *job, d tasks.Delivery) (preferences.Preferences, *failure) {
+func (w *Worker) admitStep(ctx context.Context, d tasks.Delivery) (preferences.Preferences, *failure) {
 	var none preferences.Preferences
 	if d.Replay != "" {
 		return none, nil // an operator has decided
@@ -105,23 +105,23 @@ func (w *Worker) admitStep(ctx context.Context, j *job, d tasks.Delivery) (prefe
 	if d.Channel == tasks.ChannelInApp {
 		return prefs, nil // toInbox asks for itself
 	}
-	if f := w.wanted(ctx, j, d, prefs); f != nil {
+	if f := w.wanted(ctx, d, prefs); f != nil {
 		return none, f
 	}
-	return prefs, w.quiet(ctx, j, d, prefs)
+	return prefs, w.quiet(ctx, d, prefs)
 }
 
 // quietSpread is the time after quiet hours over which what waited for their end goes out.
 const quietSpread = 30 * time.Second
 
 // quiet keeps the quiet hours of the user.
-func (w *Worker) quiet(ctx context.Context, j *job, d tasks.Delivery, prefs preferences.Preferences) *failure {
+func (w *Worker) quiet(ctx context.Context, d tasks.Delivery, prefs preferences.Preferences) *failure {
 	end, quiet := prefs.QuietUntil(w.now())
 	switch {
 	case !quiet, !rings(d.Channel), d.Quiet == tasks.QuietIgnore, d.Class == tasks.ClassOTP:
 		return nil // who asked for a code is awake
 	case d.Critical != "":
-		return w.override(ctx, j, d, audit.QuietOverridden)
+		return w.override(ctx, d, audit.QuietOverridden)
 	case d.Quiet == tasks.QuietDrop:
 		return skip(reasonQuietHours)
 	}
@@ -136,10 +136,12 @@ var handover = uuid.MustParse("5b0c4a5e-6a0f-5d0e-9d6b-6f1d5a3c8e42")
 // toEmail hands the step over to the email queue, once: the email's id follows from the
 // step's.
 func (w *Worker) toEmail(ctx context.Context, j *job, d tasks.Delivery) *failure {
-	_, level, _ := strings.Cut(w.bare(j.queue), ":")
-	opts := []tasks.Option{
-		tasks.JobID(uuid.NewSHA1(handover, []byte(j.id)).String()),
-		tasks.Queue("email:" + level),
+	opts := []tasks.Option{tasks.JobID(uuid.NewSHA1(handover, []byte(j.id)).String())}
+	// Of a queue with a name of its own, nobody may consume the counterpart.
+	_, name, _ := strings.Cut(w.bare(j.queue), ":")
+	switch level := tasks.PriorityLevel(name); level {
+	case tasks.Critical, tasks.Default, tasks.Bulk:
+		opts = append(opts, tasks.Priority(level))
 	}
 	if !j.expires.IsZero() {
 		opts = append(opts, tasks.Deadline(j.expires))

@@ -43,6 +43,12 @@ func (w *Worker) notify(ctx context.Context, j *job, n tasks.Notification) *fail
 	if err != nil {
 		return redisFailed(ctx, "read the preferences", err)
 	}
+	// Before the keys are claimed: what cannot be rendered must not hold back the one that
+	// is sent in its place.
+	texts, f := w.textsOf(j, n, prefs)
+	if f != nil {
+		return f
+	}
 	if n.Dedupe != "" || n.Collapse != "" {
 		outcome, err := w.inbox.Claim(ctx, n.User, j.id, inbox.Claim{
 			Dedupe: n.Dedupe, DedupeFor: time.Duration(n.DedupeFor), Collapse: n.Collapse, Keep: lifeOf(n),
@@ -55,10 +61,6 @@ func (w *Worker) notify(ctx context.Context, j *job, n tasks.Notification) *fail
 		case outcome == inbox.Superseded:
 			return skip(reasonSuperseded)
 		}
-	}
-	texts, f := w.textsOf(j, n, prefs)
-	if f != nil {
-		return f
 	}
 	if n.Digest != nil {
 		return w.gather(ctx, j, n, texts)
@@ -96,9 +98,9 @@ func (w *Worker) plan(ctx context.Context, j *job, n tasks.Notification, texts t
 		}
 	}
 	for i, step := range steps {
-		d := w.delivery(j, n, texts, i)
+		d := deliveryOf(j, n, texts, i, step)
 		if step.Channel == tasks.ChannelInApp && step.After == 0 {
-			f := w.toInbox(ctx, j, d, prefs)
+			f := w.toInbox(ctx, d, prefs)
 			switch {
 			case f == nil && asked:
 				w.mark(ctx, d)
@@ -114,13 +116,12 @@ func (w *Worker) plan(ctx context.Context, j *job, n tasks.Notification, texts t
 	return nil
 }
 
-// delivery makes the job of one step.
-func (w *Worker) delivery(j *job, n tasks.Notification, texts texts, i int) tasks.Delivery {
-	step := n.Steps()[i]
+// deliveryOf makes the job of one step.
+func deliveryOf(j *job, n tasks.Notification, texts texts, i int, step tasks.Step) tasks.Delivery {
 	d := tasks.Delivery{
 		Notification: j.id, Step: i, Channel: step.Channel, OnlyIf: step.OnlyIf,
 		Kind: n.Kind, User: n.User, Category: n.Category, Critical: n.Critical, Quiet: n.Quiet,
-		Collapse: n.Collapse, Created: j.enqueued, Class: n.Class, Action: texts.link,
+		Collapse: n.Collapse, Service: j.headers[tasks.HeaderService], Created: j.enqueued, Class: n.Class, Action: texts.link,
 	}
 	switch step.Channel {
 	case tasks.ChannelInApp:
@@ -176,8 +177,8 @@ func redisFailed(ctx context.Context, what string, err error) *failure {
 }
 
 // toInbox delivers d in the app.
-func (w *Worker) toInbox(ctx context.Context, j *job, d tasks.Delivery, prefs preferences.Preferences) *failure {
-	if f := w.wanted(ctx, j, d, prefs); f != nil {
+func (w *Worker) toInbox(ctx context.Context, d tasks.Delivery, prefs preferences.Preferences) *failure {
+	if f := w.wanted(ctx, d, prefs); f != nil {
 		return f
 	}
 	delivered, err := w.inbox.Deliver(ctx, d.User, inbox.Entry{
@@ -195,19 +196,19 @@ func (w *Worker) toInbox(ctx context.Context, j *job, d tasks.Delivery, prefs pr
 
 // wanted asks the user's preferences. What is critical goes out nevertheless, once that
 // is on record.
-func (w *Worker) wanted(ctx context.Context, j *job, d tasks.Delivery, prefs preferences.Preferences) *failure {
+func (w *Worker) wanted(ctx context.Context, d tasks.Delivery, prefs preferences.Preferences) *failure {
 	if prefs.Allows(d.Category, d.Channel) {
 		return nil
 	}
 	if d.Critical == "" {
 		return skip(reasonPreference)
 	}
-	return w.override(ctx, j, d, audit.PreferenceOverridden)
+	return w.override(ctx, d, audit.PreferenceOverridden)
 }
 
-func (w *Worker) override(ctx context.Context, j *job, d tasks.Delivery, action audit.Action) *failure {
+func (w *Worker) override(ctx context.Context, d tasks.Delivery, action audit.Action) *failure {
 	err := w.audit.Append(ctx, audit.Entry{
-		Action: action, Actor: j.headers[tasks.HeaderService], Object: d.Notification, Reason: d.Critical,
+		Action: action, Actor: d.Service, Object: d.Notification, Reason: d.Critical,
 		Details: map[string]string{"channel": string(d.Channel), "category": d.Category, "kind": d.Kind},
 	})
 	if err != nil {

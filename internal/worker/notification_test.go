@@ -402,7 +402,7 @@ func TestNotification_AsksPreferencesAtDelivery(t *testing.T) {
 		t.Fatalf("the audit log has %v, %v", entries, err)
 	}
 	for field, want := range map[string]string{
-		"action": string(audit.PreferenceOverridden), "reason": "recall of a medicine", "object": critical.ID, "channel": "sms", "category": "lab",
+		"action": string(audit.PreferenceOverridden), "actor": "worker-test", "reason": "recall of a medicine", "object": critical.ID, "channel": "sms", "category": "lab",
 	} {
 		if got := entries[0].Values[field]; got != want {
 			t.Errorf("the audit entry's %s is %v", field, got)
@@ -528,6 +528,50 @@ func TestNotification_Dedupe(t *testing.T) {
 	h.skipped(t, second, reasonDuplicate)
 	if page := h.inboxOf(t, "u-1"); len(page.Items) != 1 || len(h.sms.messages()) != 1 {
 		t.Errorf("the inbox has %d entries, and %d SMS went out", len(page.Items), len(h.sms.messages()))
+	}
+}
+
+// What could not be rendered holds nothing back.
+func TestNotification_DedupeCountsWhatWasRendered(t *testing.T) {
+	t.Parallel()
+	h := setupHall(t)
+	h.start(t)
+	n := tasks.Notification{Template: "lab-result-ready", Data: map[string]any{"nom": "x"}, Dedupe: "result-42"}
+	h.waitState(t, h.notify(t, n), asynq.TaskStateArchived)
+	n.Data = labData()
+	h.waitState(t, h.notify(t, n), asynq.TaskStateCompleted)
+	if page := h.inboxOf(t, "u-1"); len(page.Items) != 1 {
+		t.Errorf("the inbox has %d entries: the mended notification was taken for a copy", len(page.Items))
+	}
+}
+
+// A job that comes of another is part of its trace, and mail leaves by a queue that
+// somebody consumes.
+func TestNotification_HandsMailOver(t *testing.T) {
+	t.Parallel()
+	const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	h := setupHall(t)
+	cfg := h.worker.cfg
+	cfg.Queues = map[string]int{"notification:vip": 1, normal: 1, critical: 1}
+	h.bed = setup(t, cfg, h.redis, h.smtp)
+	var err error
+	if h.producer, err = tasks.NewProducer(h.rdb, tasks.TraceFrom(func(context.Context) (string, string) { return trace, "" })); err != nil {
+		t.Fatal(err)
+	}
+	h.start(t)
+	n := tasks.Notification{Channels: []tasks.Channel{tasks.ChannelEmail}, Email: "ada@example.com"}
+	r := h.notify(t, n, tasks.Queue("notification:vip"))
+	step := h.step(r, n, 0)
+	h.waitState(t, step, asynq.TaskStateCompleted)
+	eventually(t, "the email is delivered", func() bool { return len(h.smtp.Messages()) == 1 })
+	done, err := h.inspector.ListCompletedTasks(normal)
+	if err != nil || len(done) != 1 {
+		t.Fatalf("completed in %s: %d jobs, %v", normal, len(done), err)
+	}
+	for what, info := range map[string]*asynq.TaskInfo{"the step": h.info(t, step), "the email": done[0]} {
+		if got := info.Headers[tasks.HeaderTraceParent]; got != trace {
+			t.Errorf("%s has the trace %q", what, got)
+		}
 	}
 }
 

@@ -151,7 +151,7 @@ func (w *Worker) guard(ctx context.Context, j *job, a *ledger.Attempt, deliver h
 			f = fail(OutcomeRetry, reasonPanic, errors.New("the handler panicked; the worker's log has the stack"))
 		}
 	}()
-	return deliver(ctx, j, a)
+	return deliver(context.WithValue(ctx, traceKey{}, j.headers), j, a)
 }
 
 // judge gives up on a job that has failed for longer than its class allows.

@@ -215,7 +215,7 @@ type lister interface {
 }
 
 func (w *Worker) setUpNotifications() error {
-	producer, err := tasks.NewProducer(w.rdb, tasks.FromService("postroom"), tasks.Namespace(w.cfg.Namespace))
+	producer, err := tasks.NewProducer(w.rdb, tasks.FromService("postroom"), tasks.Namespace(w.cfg.Namespace), tasks.TraceFrom(traceOf))
 	if err != nil {
 		return fmt.Errorf("set up notifications: %w", err)
 	}
@@ -229,6 +229,15 @@ func (w *Worker) setUpNotifications() error {
 	w.audit = audit.NewLog(w.rdb)
 	w.push, _ = w.cfg.Channels[tasks.ChannelPush].(lister)
 	return nil
+}
+
+// traceKey is the key of a job's headers in its context.
+type traceKey struct{}
+
+// traceOf finds the trace of the job that ctx is of, for the jobs that come of it.
+func traceOf(ctx context.Context) (traceparent, tracestate string) {
+	headers, _ := ctx.Value(traceKey{}).(map[string]string)
+	return headers[tasks.HeaderTraceParent], headers[tasks.HeaderTraceState]
 }
 
 // bare returns a queue's name without the namespace.
