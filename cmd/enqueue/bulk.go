@@ -17,7 +17,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
-	"golang.org/x/time/rate"
 
 	"github.com/medicalink/postroom/internal/cli"
 	"github.com/medicalink/postroom/tasks"
@@ -80,26 +79,6 @@ const bulkExample = `  enqueue bulk recipients.csv --template appointment-remind
   enqueue bulk patients.csv --notification --template appointment-reminder --kind appointment.reminder \
       --step in_app --step push --step 'email after 2h if unread' --idempotency-key-column user`
 
-// perSecond is the value of --rate: events per second, written N/s, N/m or N/h.
-type perSecond struct {
-	text  string
-	limit rate.Limit
-}
-
-func (p *perSecond) String() string { return p.text }
-func (p *perSecond) Type() string   { return "N/s" }
-
-func (p *perSecond) Set(s string) error {
-	number, unit, _ := strings.Cut(s, "/")
-	n, err := strconv.ParseFloat(number, 64)
-	seconds := map[string]float64{"s": 1, "m": 60, "h": 3600}[unit]
-	if err != nil || seconds == 0 || !(n > 0) || math.IsInf(n, 0) {
-		return errors.New("must look like 100/s, 30/m or 500/h")
-	}
-	p.text, p.limit = s, rate.Limit(n/seconds)
-	return nil
-}
-
 type bulkFlags struct {
 	*messageFlags
 	*mailFlags
@@ -107,7 +86,7 @@ type bulkFlags struct {
 	*jobFlags
 	notification bool
 	format       *choice
-	rate         perSecond
+	rate         cli.Rate
 	keyColumn    string
 	first        int
 	dryRun       bool
@@ -216,9 +195,8 @@ func (f *bulkFlags) run(ctx context.Context, p cli.Process, file string) (err er
 	if f.priority.value == "" && f.queue == "" {
 		f.priority.value = string(tasks.Bulk)
 	}
-	if f.rate.limit > 0 && !f.dryRun {
-		// A tenth of a second's worth at once keeps the pace even.
-		m.limiter = rate.NewLimiter(f.rate.limit, int(min(max(f.rate.limit/10, 1), backlogRecords)))
+	if f.rate.Limit > 0 && !f.dryRun {
+		m.limiter = f.rate.Limiter(backlogRecords)
 	}
 	runKey := cmp.Or(f.key, uuid.NewString())
 	m.key = func(r record) string {

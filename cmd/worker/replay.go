@@ -7,43 +7,17 @@ import (
 	"math"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	"golang.org/x/time/rate"
 
 	"github.com/medicalink/postroom/internal/cli"
 	"github.com/medicalink/postroom/internal/notifier/webhook"
 	"github.com/medicalink/postroom/tasks"
 )
-
-// pace is the value of --rate, written as that of "enqueue bulk".
-type pace struct {
-	text  string
-	limit rate.Limit
-}
-
-func (p *pace) String() string { return p.text }
-
-// Type names the value in help texts.
-func (p *pace) Type() string { return "N/s" }
-
-// Set reads N/s, N/m or N/h.
-func (p *pace) Set(s string) error {
-	number, unit, _ := strings.Cut(s, "/")
-	n, err := strconv.ParseFloat(number, 64)
-	seconds := map[string]float64{"s": 1, "m": 60, "h": 3600}[unit]
-	if err != nil || seconds == 0 || !(n > 0) || math.IsInf(n, 0) {
-		return errors.New("must look like 100/s, 30/m or 500/h")
-	}
-	p.text, p.limit = s, rate.Limit(n/seconds)
-	return nil
-}
 
 // moment is the value of --from and --to: a time, or how long ago.
 type moment struct {
@@ -89,11 +63,11 @@ type replay struct {
 	from, to   moment
 	failedOnly bool
 	dryRun     bool
-	rate       pace
+	rate       cli.Rate
 }
 
 func newReplayCommand(r registrar) *cobra.Command {
-	f := replay{registrar: r, rate: pace{text: "50/s", limit: 50}}
+	f := replay{registrar: r, rate: cli.Rate{Limit: 50}}
 	cmd := &cobra.Command{
 		Use:   "replay ID --from TIME",
 		Short: "Send messages to an endpoint again",
@@ -190,7 +164,7 @@ func (f *replay) choose(ctx context.Context, log *webhook.Log) (map[string]bool,
 // send enqueues the wanted notifications, each once, and counts in result.
 func (f *replay) send(ctx context.Context, log *webhook.Log, producer *tasks.Producer, wanted map[string]bool, result *replayResult) error {
 	run := uuid.NewString()
-	limiter := rate.NewLimiter(f.rate.limit, int(max(f.rate.limit/10, 1)))
+	limiter := f.rate.Limiter(math.MaxInt32)
 	bar := newReplayBar(f.p, len(wanted))
 	defer bar.finish()
 	for r, err := range log.Range(ctx, f.id, f.from.at, f.to.at) {
