@@ -128,9 +128,10 @@ func (c *Client) Do(req *http.Request, allow []netip.Prefix) (*http.Response, er
 		}
 		return nil, err
 	}
-	var sent atomic.Bool
+	var connected, sent atomic.Bool
 	ctx, cancel := context.WithTimeout(req.Context(), c.cfg.Timeout)
 	traced := req.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:      func(httptrace.GotConnInfo) { connected.Store(true) },
 		WroteHeaders: func() { sent.Store(true) }, // nobody can act on less
 	}))
 	if traced.Header.Get("User-Agent") == "" {
@@ -145,7 +146,8 @@ func (c *Client) Do(req *http.Request, allow []netip.Prefix) (*http.Response, er
 		if forbidden, ok := errors.AsType[*ForbiddenError](err); ok {
 			return nil, forbidden
 		}
-		return nil, explain(ctx, err, sent.Load())
+		// A context that ends does not wait for what is being written in that moment.
+		return nil, explain(ctx, err, sent.Load() || ctx.Err() != nil && connected.Load())
 	}
 	resp.Body = &body{ReadCloser: http.MaxBytesReader(nil, resp.Body, c.cfg.MaxBody), ctx: ctx, cancel: cancel}
 	return resp, nil
@@ -300,7 +302,8 @@ const (
 // neither the URL nor the address.
 type Error struct {
 	Reason Reason
-	// Sent is true if the request has gone out, so that it may have been acted on.
+	// Sent is true if the request has gone out, or may have, so that it may have been
+	// acted on.
 	Sent bool
 	// Err is the cause if it says nothing of the URL, such as the error of the
 	// context or of the system; otherwise nil.
