@@ -359,6 +359,7 @@ func TestChannel_Deliver_noAnswer(t *testing.T) {
 	sub, _ := f.subscribe(t, "u-1", "/secret")
 	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Unknown, exchange.ReasonNoAnswer)
 	f.service.Close()
+	f.Channel = f.channel(t, "127.0.0.0/8") // one that has no connection left over from before
 	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Temporary, "connect")
 	f.redis.Kill()
 	wantFault(t, f.Deliver(t.Context(), message(sub)), notifier.Held, ReasonRegistry)
